@@ -1,0 +1,68 @@
+"""What attempts mean for recipients, and the values that pass between transport, delivery, spool and store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from core.domain.reply import Phase, Reply
+
+
+class Outcome(StrEnum):
+    """What an attempt means for one recipient."""
+
+    SENT = "sent"  # the server has taken responsibility
+    DEFERRED = "deferred"  # not now
+    FAILED = "failed"  # never
+    UNKNOWN = "unknown"  # the final dot went out, no reply came back
+
+
+class Blame(StrEnum):
+    """Whose fault a refusal is (providers.md)."""
+
+    MESSAGE = "message"
+    RECIPIENT = "recipient"
+    SENDER = "sender"
+    ACCOUNT = "account"
+    TRANSIENT = "transient"
+
+
+@dataclass(frozen=True, slots=True)
+class RecipientOutcome:
+    """The outcome for one recipient of one attempt, and what it rests on."""
+
+    recipient: str  # mailbox as in the envelope
+    outcome: Outcome
+    phase: Phase
+    blame: Blame | None = None  # None: sent or unknown
+    code: int | None = None
+    enhanced_code: str | None = None
+    text: str = ""  # the server's words, or ours where phase is local
+
+
+@dataclass(frozen=True, slots=True)
+class AccountFault:
+    """Why an account can't be used now. `pause_seconds` None: until an operator resumes or edits it."""
+
+    account: str
+    phase: Phase
+    code: str  # stable: login_refused, connect_failed, dns_failed, tls_failed, certificate_untrusted, ...
+    detail: str
+    remedy: str
+    pause_seconds: float | None
+    passing: bool  # doubles from one fault to the next, to an hour
+    reply: Reply | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One transaction of one message through one account. Times in seconds since the epoch."""
+
+    account: str
+    server: str  # host:port
+    tls: str | None  # "TLSv1.3 TLS_AES_256_GCM_SHA384", None: plain
+    started_at: float
+    ended_at: float
+    outcomes: tuple[RecipientOutcome, ...]
+    fault: AccountFault | None = None  # the account's fault: no attempt is counted for its deferred recipients
+    possible_duplicate: bool = False

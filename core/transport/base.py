@@ -1,0 +1,87 @@
+"""The seam to where messages go. SMTP today; HTTPS interfaces and other machines later.
+
+A message is claimed only when a turn was had: `turn()` waits until a connection is ready for one more message. What is
+told to the journal is told at once and synchronously: `begin` before the octet that could make the server take
+responsibility leaves, `outcome` as soon as its reply was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from core.domain.envelope import Recipient
+from core.domain.outcome import Attempt, RecipientOutcome
+
+
+class Journal(Protocol):
+    """Where an attempt is logged before it is anything else (spool.md, "Log")."""
+
+    def begin(self, recipients: Sequence[str]) -> None:
+        """The final dot for these recipients leaves now. Raises StorageFull, StorageBroken: then it must not leave."""
+        ...
+
+    def outcome(self, outcomes: Sequence[RecipientOutcome]) -> None:
+        """These outcomes are known now."""
+        ...
+
+
+class Body(Protocol):
+    """The octets of a message as they go out: edited header, CRLF line ends, before dot-stuffing."""
+
+    size: int  # octets, exact
+
+    def chunks(self) -> Iterator[bytes]:
+        """From the start, at most 256 KiB each. Raises MessageChanged if the file changed under it. May be called again."""
+        ...
+
+
+class Content(Protocol):
+    """A message's content and what the server must be able to do for it."""
+
+    eight_bit: bool  # octets over 127 in the body or header
+    smtputf8: bool  # a non-ASCII local part, or octets over 127 in the header
+
+    def body(self, *, eight_bit_allowed: bool) -> Body:
+        """As it is, or re-encoded where the server or a line over 998 octets forces it.
+
+        Raises MessageRejected 5.6.3 where that would break a signature or can't be done.
+        """
+        ...
+
+
+class Mail(Protocol):
+    """What one transaction sends."""
+
+    sender: str  # reverse-path mailbox; "" is the null sender
+    ret: str | None  # RFC 3461: FULL or HDRS
+    envid: str | None
+    content: Content
+    recipients: Sequence[Recipient]
+
+
+class Turn(Protocol):
+    """The right to send one message now. Must be used or released."""
+
+    async def send(self, mail: Mail, journal: Journal) -> Attempt:
+        """One transaction, start to end; every recipient of the mail has exactly one outcome in the answer.
+
+        Raises MessageChanged (closed before the dot), and what the journal raised.
+        """
+        ...
+
+    def release(self) -> None:
+        """Give it back unused. Harmless after use."""
+        ...
+
+
+class Transport(Protocol):
+    """One account's way out."""
+
+    async def turn(self) -> Turn:
+        """Wait for a connection that is ready. Raises AccountUnavailable with the fault where none can be had."""
+        ...
+
+    async def close(self) -> None:
+        """Finish politely: QUIT on idle connections."""
+        ...

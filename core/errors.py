@@ -192,6 +192,16 @@ class InvalidSettings(RelayError):
         self.errors = errors
 
 
+class CheckFailed(RelayError):
+    """A check asked for before saving failed; nothing was saved. `check` is the runtime's CheckView."""
+
+    code = "check_failed"
+
+    def __init__(self, detail: str, *, check: object, remedy: str = "") -> None:
+        super().__init__(detail, remedy=remedy)
+        self.check = check
+
+
 class NotRunning(RelayError):
     """The relay is starting, stopping, or refuses to send; the detail says why."""
 

@@ -1,0 +1,183 @@
+"""The log: one line an event, JSON for machines or columns for people, on standard error.
+
+`configure_logs` is called once by the process's entry. Events are structlog's: `log = structlog.get_logger()`,
+`log.warning("account paused", account=name, remedy=...)`. `bind_message` ties message id and directory to everything
+logged in the same task. Guarantees: keys that name a secret are masked, bodies and overlong values are cut, control
+characters never reach a terminal raw, and no event of a log raises into the work that logged it (a full disk or a
+closed pipe loses the line, not the mail). Foreign loggers (uvicorn, apscheduler, alembic) take the same way out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import threading
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from typing import Any, Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+MAX_VALUE_CHARACTERS = 4096  # of one value in one line
+MAX_DEPTH = 6
+MASK = "[redacted]"
+_SECRET_KEY = re.compile(r"passw|token|authorization|secret|api_?key|credential|cookie", re.IGNORECASE)
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
+# C0 but tab, DEL, C1, line and paragraph separators, bidirectional overrides, surrogates (undecodable octets)
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def configure_logs(
+    *,
+    log_format: Literal["auto", "json", "console"] = "auto",
+    log_level: str = "info",
+    stream: TextIO | None = None,
+) -> None:
+    """Set structlog and the standard library's logging up. May be called again; the last call counts."""
+    out = stream if stream is not None else sys.stderr
+    console = log_format == "console" or (log_format == "auto" and out.isatty())
+    level = getattr(logging, log_level.upper())
+    before: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        redact,
+    ]
+    render: Processor = ConsoleLine(colours=console and out.isatty()) if console else json_line
+    structlog.configure(
+        processors=[*before, render],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=_Lines(out),
+        cache_logger_on_first_use=False,
+    )
+    handler = _StandardLibrary(out, [*before, render])
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "apscheduler", "alembic"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    # a line a request is noise beside the relay's own events; alembic and apscheduler tell of every step
+    for name in ("uvicorn.access", "alembic", "apscheduler", "mail.log", "httpx", "httpcore", "asyncio"):
+        logging.getLogger(name).setLevel(max(level, logging.WARNING) if level > logging.DEBUG else level)
+
+
+@contextmanager
+def bind_message(message_id: str, directory: str) -> Iterator[None]:
+    """Everything logged in this task while the block lasts names the message and its directory."""
+    with structlog.contextvars.bound_contextvars(message=message_id, directory=directory):
+        yield
+
+
+def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Mask what a key calls a secret, cut what is long, decode octets."""
+    for key, value in event.items():
+        event[key] = _safe(key, value, 0)
+    return event
+
+
+def _safe(key: str, value: Any, depth: int) -> Any:
+    kind = type(value)
+    if kind is int or kind is float or kind is bool or value is None:
+        return value
+    if _SECRET_KEY.search(key):
+        return MASK
+    if kind is str:
+        if key != "exception" and len(value) > MAX_VALUE_CHARACTERS:
+            value = value[:MAX_VALUE_CHARACTERS] + "…"
+        return _BEARER.sub(rf"\1 {MASK}", value) if "earer" in value or "asic" in value.lower() else value
+    if depth >= MAX_DEPTH:
+        return "…"
+    if isinstance(value, Mapping):
+        return {str(k): _safe(str(k), v, depth + 1) for k, v in list(value.items())[:100]}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_safe(key, v, depth + 1) for v in list(value)[:100]]
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value[: MAX_VALUE_CHARACTERS + 1]).decode("utf-8", "backslashreplace")
+    return _safe(key, str(value), depth + 1)
+
+
+def json_line(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
+    """One JSON object: time, level and event first."""
+    ordered = {"time": event.pop("timestamp", None), "level": event.pop("level", None), "event": event.pop("event", "")}
+    ordered.update(event)
+    return json.dumps(ordered, separators=(",", ":"), default=str)  # ASCII: control characters and surrogates escaped
+
+
+def escape(text: str) -> str:
+    r"""Text with control characters as \x1b, \\n, \\u202e: what a file name or a server says can't steer a terminal."""
+    return _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+_COLOURS = {"debug": "2", "info": "32", "warning": "33", "error": "31", "critical": "1;31"}
+
+
+class ConsoleLine:
+    """Renders for people: time of day, level, event, then key=value. A traceback follows, indented."""
+
+    def __init__(self, *, colours: bool) -> None:
+        self._colours = colours
+
+    def __call__(self, _logger: WrappedLogger, _method: str, event: MutableMapping[str, Any]) -> str:
+        time = str(event.pop("timestamp", ""))[11:23]
+        level = str(event.pop("level", ""))
+        text = escape(str(event.pop("event", "")))
+        exception = event.pop("exception", None)
+        pairs = " ".join(f"{escape(str(key))}={self._value(value)}" for key, value in event.items())
+        shown = f"\x1b[{_COLOURS.get(level, '0')}m{level:<7}\x1b[0m" if self._colours else f"{level:<7}"
+        line = f"{time} {shown} {text}{'  ' if pairs else ''}{pairs}"
+        if exception:
+            line += "".join(f"\n    {escape(part)}" for part in str(exception).splitlines())
+        return line
+
+    @staticmethod
+    def _value(value: Any) -> str:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        text = escape(text)
+        return json.dumps(text, ensure_ascii=False) if isinstance(value, str) and (not text or " " in text) else text
+
+
+class _Lines:
+    """structlog's logger factory and logger in one: whole lines, one write each, never an exception."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lock = threading.Lock()
+
+    def __call__(self, *_args: Any) -> _Lines:
+        return self
+
+    def msg(self, line: str) -> None:
+        try:
+            with self._lock:
+                self._out.write(line + "\n")
+                self._out.flush()
+        except (OSError, ValueError):  # no reader, no room, closed: the line is lost, the mail is not
+            return
+
+    debug = info = warning = error = critical = exception = log = fatal = warn = msg
+
+
+class _StandardLibrary(logging.Handler):
+    """Takes records of foreign loggers into the same processors."""
+
+    def __init__(self, out: TextIO, processors: list[Processor]) -> None:
+        super().__init__()
+        self._lines = _Lines(out)
+        self._processors = processors
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            event: Any = {"event": record.getMessage(), "logger": record.name}
+            if record.exc_info:
+                event["exc_info"] = record.exc_info
+            for processor in self._processors:
+                event = processor(None, record.levelname.lower(), event)
+            self._lines.msg(event)
+        except Exception:  # noqa: BLE001 - a log call that can't be rendered must not break its caller
+            self.handleError(record)

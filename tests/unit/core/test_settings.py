@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.settings import Settings, SettingsError, load_settings
+
+KEY = "k" * 40
+
+
+def load(tmp_path: Path, options: dict[str, object] | None = None, **environ: str) -> Settings:
+    return load_settings(options, environ={"MPU_DATA_DIR": str(tmp_path), **environ}).settings
+
+
+def test_the_later_source_wins(tmp_path: Path) -> None:
+    assert load(tmp_path).port == 8025
+    (tmp_path / "mpu.toml").write_text("port = 1001\nlook_ahead = 7\n")
+    assert load(tmp_path).port == 1001
+    assert load(tmp_path, MPU_PORT="1002").port == 1002
+    settings = load(tmp_path, {"port": 1003, "host": None}, MPU_PORT="1002")
+    assert (settings.port, settings.host, settings.look_ahead) == (1003, "127.0.0.1", 7)
+
+
+def test_a_file_named_is_used_and_must_be_there(tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    with pytest.raises(SettingsError, match="can't be read"):
+        load(tmp_path, MPU_CONFIG=str(file))
+    file.write_text("grace_seconds = 3\n")
+    loaded = load_settings(environ={"MPU_CONFIG": "/nowhere"}, config=file)
+    assert (loaded.settings.grace_seconds, loaded.config_file) == (3, file)
+
+
+@pytest.mark.parametrize(
+    ("value", "roots"),
+    [
+        ("/a:/b", ("/a", "/b")),
+        ("/a, /b,", ("/a", "/b")),
+        ('["/a,b", "/c"]', ("/a,b", "/c")),
+        ("/a/../b:/b", ("/b",)),
+        ("", ()),
+    ],
+)
+def test_pickup_roots_in_the_environment(tmp_path: Path, value: str, roots: tuple[str, ...]) -> None:
+    assert load(tmp_path, MPU_PICKUP_ROOTS=value).pickup_roots == tuple(map(Path, roots))
+
+
+def test_the_demo_lives_in_var_and_offers_it_as_pickup_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings({"demo": True}, environ={}).settings
+    assert settings.data_dir == tmp_path / "var"
+    assert settings.pickup_roots == (tmp_path / "var",)
+    assert load_settings({}, environ={}).settings.pickup_roots == ()
+    other = load_settings({"data_dir": tmp_path / "x"}, environ={"MPU_DEMO": "true"}).settings
+    assert other.pickup_roots == (tmp_path / "x",)
+
+
+@pytest.mark.parametrize(
+    ("options", "environ", "toml", "named"),
+    [
+        ({}, {"MPU_PORT": "70000"}, "", "MPU_PORT: "),
+        ({}, {"MPU_PORT": "eighty"}, "", "MPU_PORT: "),
+        ({"port": -1}, {}, "", "--port: "),
+        ({}, {}, "port = 70000", "port in "),
+        ({}, {}, "prot = 1", "prot in .*no such setting"),
+        ({}, {}, "port =", "no TOML"),
+        ({}, {"MPU_PICKUP_ROOTS": "/"}, "", "MPU_PICKUP_ROOTS: .*root of the file system"),
+        ({}, {"MPU_PICKUP_ROOTS": "[1"}, "", "MPU_PICKUP_ROOTS: .*JSON"),
+        ({}, {"MPU_ALLOWED_SMTP_PORTS": "25,99999"}, "", "MPU_ALLOWED_SMTP_PORTS"),
+        ({}, {"MPU_API_KEY": "tiny"}, "", "MPU_API_KEY: .*16 characters"),
+        ({}, {"MPU_API_KEY_FILE": "/nonexistent"}, "", "MPU_API_KEY_FILE: /nonexistent can't be read"),
+        ({}, {"MPU_LOG_FORMAT": "xml"}, "", "MPU_LOG_FORMAT"),
+        ({}, {"MPU_TLS_KEY_FILE": "/k"}, "", "go together"),
+    ],
+)
+def test_errors_name_the_source_and_not_the_value(
+    tmp_path: Path, options: dict[str, object], environ: dict[str, str], toml: str, named: str
+) -> None:
+    (tmp_path / "mpu.toml").write_text(toml)
+    with pytest.raises(SettingsError, match=named) as caught:
+        load(tmp_path, options, **environ)
+    assert not any(value in str(caught.value) for value in environ.values() if value in ("tiny", "eighty", "xml"))
+
+
+def test_all_errors_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, MPU_PORT="x", MPU_GRACE_SECONDS="-1")
+    assert len(caught.value.problems) == 2
+
+
+def test_secrets_come_from_files_and_stay_out_of_sight(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(KEY + "\n")
+    settings = load(tmp_path, MPU_API_KEY_FILE=str(tmp_path / "key"), MPU_SECRET_KEY="s" * 44)
+    assert settings.api_key is not None
+    assert settings.api_key.get_secret_value() == KEY
+    shown = f"{settings!r} {settings} {settings.model_dump_json()}"
+    assert KEY not in shown
+    assert "s" * 44 not in shown
+    assert load(tmp_path, MPU_API_KEY_FILE=str(tmp_path / "key"), MPU_API_KEY="other" * 8).api_key != settings.api_key
+
+
+def test_a_misspelt_variable_is_reported(tmp_path: Path) -> None:
+    loaded = load_settings(
+        environ={"MPU_DATA_DIR": str(tmp_path), "MPU_PIKUP_ROOTS": "/a", "MPU_URL": "http://x", "HOME": "/"}
+    )
+    assert loaded.unknown_variables == ("MPU_PIKUP_ROOTS",)
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []

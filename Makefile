@@ -1,0 +1,65 @@
+# make run: set everything up and relay mail on embedded defaults. make test: set everything up and prove it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
+LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
+TESTS ?= tests
+WORKERS ?= auto
+
+.PHONY: help setup run test lint format openapi lock clean
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "MPU needs Python 3.11 or newer; name one with PYTHON=python3.x" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "This python3 can't make environments (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+
+$(VENV)/.runtime: requirements-build.lock pyproject.toml | $(BIN)/python
+	@echo "Installing what MPU needs into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements-build.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.tools: requirements-dev.lock $(VENV)/.runtime
+	@echo "Installing the tools for tests and checks into $(VENV)"
+	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@touch $@
+
+setup: $(VENV)/.tools ## the environment with all tools; after it there is .venv/bin/mpu
+
+run: $(VENV)/.runtime ## the relay on 127.0.0.1:8025 with a sandbox account, data in ./var
+	@exec $(BIN)/mpu serve --demo
+
+lint: $(VENV)/.tools ## ruff, mypy, import directions, dependencies, migrations, openapi.yaml
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry .
+	$(BIN)/mpu migrate --check
+	$(BIN)/mpu openapi --check
+
+test: lint ## everything that must hold: lint, then all tests with coverage of branches
+	$(BIN)/pytest -n $(WORKERS) --cov --cov-branch --cov-report=term:skip-covered $(TESTS)
+
+format: $(VENV)/.tools ## put the code into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+openapi: $(VENV)/.tools ## write openapi.yaml anew
+	$(BIN)/mpu openapi --output openapi.yaml
+
+lock: $(VENV)/.tools ## resolve all dependencies anew; UPGRADE=--upgrade takes newer ones
+	$(LOCK) $(UPGRADE) -o requirements.lock
+	$(LOCK) --extra build -c requirements.lock -o requirements-build.lock
+	$(LOCK) --extra build --extra dev -c requirements.lock -o requirements-dev.lock
+
+clean: ## remove what can be made again; never ./var
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* coverage.xml htmlcov dist build
+	find . -name __pycache__ -type d -not -path './var/*' -prune -exec rm -rf {} +

@@ -281,7 +281,7 @@ class Keys(Protocol):
         actor: Actor,
     ) -> NewKey: ...
 
-    async def delete(self, key_id: str, actor: Actor) -> None:
+    async def delete(self, key_id: int, actor: Actor) -> None:
         """StateConflict: the last admin key."""
         ...
 

@@ -42,7 +42,7 @@ class Scope(StrEnum):
 class Actor:
     """Who acts: the API key, as the audit and a message's acts name it. `directories` limit the scope submit only."""
 
-    key_id: str
+    key_id: int  # 0: no key of the HTTP interface, the command line on this machine
     key_name: str
     scopes: frozenset[Scope]
     directories: tuple[str, ...] = ()  # of a key with scope submit alone; empty: all
@@ -92,8 +92,9 @@ class DirectoryView:
 class KeyView:
     """An API key; the key itself is shown once, at its creation."""
 
-    id: str
+    id: int
     name: str
+    prefix: str  # the key's first characters, to tell keys apart
     scopes: tuple[Scope, ...]
     directories: tuple[str, ...]
     created_at: float
@@ -111,12 +112,11 @@ class NewKey:
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """One change or act. `changes`: field -> (old, new), secrets masked."""
+    """One change or act. `changes`: field -> [old, new], secrets masked."""
 
     id: int
     at: float
-    key_id: str
-    key_name: str
+    key: str  # name of the API key, or "local"
     action: str  # account.create, directory.pause, queue.retry, ...
     target: str
     changes: dict[str, object]
@@ -254,9 +254,9 @@ class ActView:
     """What an operator did to the message."""
 
     at: float
-    key_id: str
-    key_name: str
-    action: str
+    key: str  # name of the API key, or "local"
+    act: str  # retry | hold | release | delete | submit
+    detail: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,133 @@
+"""What the kernel and the file system can do, each with a portable fallback that is chosen by trying.
+
+renameat2, leases and preallocation may be missing on the platform, the file system or by right. A feature that is
+switched off in Features is never tried, which is how tests show its fallback.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+NO_RIGHT = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_NOT_HERE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY})
+
+
+@dataclass(slots=True)
+class Features:
+    """What may be tried in one directory. Turned off for good where the file system refuses it."""
+
+    rename_noreplace: bool = True  # renameat2(RENAME_NOREPLACE); else link + unlink
+    lease: bool = True  # F_SETLEASE; else events and rest
+    flock: bool = True  # flock on read-only descriptors; else a lock file in .mpu/ (NFS)
+    preallocate: bool = True  # posix_fallocate; else logs grow as they are written
+    inotify: bool = True  # else the interval alone
+
+
+class _Renameat2(Protocol):
+    def __call__(self, old_fd: int, old: bytes, new_fd: int, new: bytes, flags: int, /) -> int: ...
+
+
+@cache
+def _renameat2() -> _Renameat2 | None:
+    try:
+        function = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # another platform, or a C library before glibc 2.28
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+    function.restype = ctypes.c_int
+    return function
+
+
+def rename_noreplace(old: bytes, new: bytes, *, old_fd: int, new_fd: int, features: Features) -> None:
+    """Rename relative to directory descriptors, never overwriting. Raises OSError: EEXIST, ENOENT, EXDEV and others.
+
+    The fallback is two steps; a kill between them leaves both names with one inode, which recovery knows.
+    """
+    if features.rename_noreplace:
+        function = _renameat2()
+        if function is not None:
+            if function(old_fd, old, new_fd, new, _RENAME_NOREPLACE) == 0:
+                return
+            number = ctypes.get_errno()
+            if number not in _NOT_HERE:
+                raise OSError(number, os.strerror(number), old)
+        features.rename_noreplace = False
+    os.link(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd, follow_symlinks=False)
+    os.unlink(old, dir_fd=old_fd)
+
+
+_SETLEASE = getattr(fcntl, "F_SETLEASE", None)
+_SETSIG = getattr(fcntl, "F_SETSIG", 10)
+_QUIET_SIGNAL = int(getattr(signal, "SIGURG", 0))  # a writer that meets the lease raises it; ignored by default
+
+
+def no_writer(fd: int, features: Features) -> bool | None:
+    """Whether nobody has the file open for writing, mmap included; None where that can't be told.
+
+    A read lease is taken and dropped at once. A writer that opens the file in between makes the kernel signal us:
+    F_SETSIG turns the deadly SIGIO into a signal that is ignored by default, for this descriptor alone, so this works
+    in any thread and changes nothing of the process that embeds it.
+    """
+    if not features.lease or _SETLEASE is None or not _QUIET_SIGNAL:
+        return None
+    try:
+        fcntl.fcntl(fd, _SETSIG, _QUIET_SIGNAL)
+        fcntl.fcntl(fd, _SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            return False
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENOMEM):
+            features.lease = False
+        return None
+    fcntl.fcntl(fd, _SETLEASE, fcntl.F_UNLCK)
+    return True
+
+
+def lock(fd: int) -> bool:
+    """Take the exclusive flock; False if somebody holds it. Raises OSError where that can't be (NFS: EBADF)."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def preallocate(fd: int, size: int, features: Features) -> None:
+    """Reserve blocks, so that later writes can't meet a full disk. Raises OSError ENOSPC, EDQUOT, EIO."""
+    if not features.preallocate or not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except OSError as error:
+        if error.errno not in _NOT_HERE:
+            raise
+        features.preallocate = False
+
+
+@cache
+def boot_id() -> str:
+    """Changes with each start of the machine; "" where that can't be told."""
+    with suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+    return ""
+
+
+def boot_time() -> float | None:
+    """When the machine was started, seconds since the epoch."""
+    with suppress(OSError, ValueError), open("/proc/stat", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("btime "):
+                return float(line.split()[1])
+    return None

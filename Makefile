@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
-LOCK := $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
+LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 TESTS ?= tests
 WORKERS ?= auto
 
@@ -20,9 +20,9 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "This python3 can't make environments (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
 
-$(VENV)/.runtime: requirements-build.lock pyproject.toml | $(BIN)/python
+$(VENV)/.runtime: requirements.lock requirements-build.lock pyproject.toml | $(BIN)/python
 	@echo "Installing what MPU needs into $(VENV)"
-	@$(PIP) install --require-hashes -r requirements-build.lock
+	@$(PIP) install --require-hashes -r requirements.lock -r requirements-build.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -56,9 +56,9 @@ openapi: $(VENV)/.tools ## write openapi.yaml anew
 	$(BIN)/mpu openapi --output openapi.yaml
 
 lock: $(VENV)/.tools ## resolve all dependencies anew; UPGRADE=--upgrade takes newer ones
-	$(LOCK) $(UPGRADE) -o requirements.lock
-	$(LOCK) --extra build -c requirements.lock -o requirements-build.lock
-	$(LOCK) --extra build --extra dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) $(UPGRADE) pyproject.toml -o requirements.lock
+	$(LOCK) $(UPGRADE) --group pyproject.toml:build -c requirements.lock -o requirements-build.lock
+	$(LOCK) $(UPGRADE) pyproject.toml --extra dev --group build -c requirements.lock -c requirements-build.lock -o requirements-dev.lock
 
 clean: ## remove what can be made again; never ./var
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* coverage.xml htmlcov dist build

@@ -1,0 +1,241 @@
+"""Two SQLAlchemy engines on one SQLite file, and what must hold before they may be used.
+
+The writer says BEGIN IMMEDIATE, so that a transaction that reads first can't fail later for a lock; the readers say
+plain BEGIN and are `query_only`. With one engine reads would wait for group commits. WAL and synchronous=FULL: what is
+committed survives a power cut, which the spool relies on when it unlinks a file.
+
+What is refused, since mail would be sent on the strength of a history that can't be kept: a missing file (unless it is
+to be created), one that is damaged or isn't ours, one of a newer MPU, and one on a network file system, where WAL's
+shared memory does not work. All driver errors become errors of core/errors.py here (`translate`).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import QueuePool
+
+from core.errors import DatabaseNewer, DatabaseUnavailable, StorageFull
+from core.store.tables import REVISION
+
+READERS = 4  # threads, and connections for them
+BUSY_TIMEOUT_SECONDS = 2.0  # that SQLite itself waits for another process's lock, before we report it
+_CHECKED_BYTES = 32 << 20  # up to here the whole file is checked at the start; a second or so of reading
+_MAGIC = b"SQLite format 3\0"
+_NETWORK = ("nfs", "cifs", "smb", "afs", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "davfs")
+
+
+def writer_engine(path: str) -> sa.Engine:
+    """The one connection that writes. Use it from one thread at a time."""
+    engine = _engine(path, size=1)
+
+    @sa.event.listens_for(engine, "connect")
+    def connect(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        _pragmas(
+            connection,
+            f"busy_timeout={int(BUSY_TIMEOUT_SECONDS * 1000)}",
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "cache_size=-65536",  # 64 MiB, for the warm ends of the indexes
+            "wal_autocheckpoint=4000",  # pages; a page that many groups touch goes back into the file once
+            "journal_size_limit=67108864",
+        )
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def reader_engine(path: str) -> sa.Engine:
+    """A small pool of connections that can't write."""
+    engine = _engine(path, size=READERS)
+
+    @sa.event.listens_for(engine, "connect")
+    def connect(connection: sqlite3.Connection, _record: object) -> None:
+        connection.isolation_level = None
+        _pragmas(connection, f"busy_timeout={int(BUSY_TIMEOUT_SECONDS * 1000)}", "query_only=ON", "cache_size=-16384")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+def _engine(path: str, *, size: int) -> sa.Engine:
+    url = sa.URL.create("sqlite+pysqlite", database=path)
+    return sa.create_engine(
+        url, poolclass=QueuePool, pool_size=size, max_overflow=0, connect_args={"check_same_thread": False}
+    )
+
+
+def _pragmas(connection: sqlite3.Connection, *pragmas: str) -> None:
+    for pragma in pragmas:
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def translate(error: Exception, path: str = "the database") -> DatabaseUnavailable | StorageFull:
+    """The error of core/errors.py for one of the driver, or of SQLAlchemy around it."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return StorageFull(f"no space left for {path}: {cause}", remedy="make room; sending goes on by itself")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return DatabaseUnavailable(
+            f"{path} is locked by another program: {cause}", remedy="end the program that keeps it locked"
+        )
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return DatabaseUnavailable(
+            f"{path} is damaged: {cause}",
+            remedy="stop MPU, move the file away or restore a copy of it, and start again; no mail is lost by that",
+        )
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH):
+        return DatabaseUnavailable(
+            f"{path} can't be opened for writing: {cause}", remedy="give the service's user the file and its folder"
+        )
+    return DatabaseUnavailable(f"{path} can't be used: {cause}", remedy="see the detail and the log of the system")
+
+
+def file_system_of(path: str, mountinfo: str = "/proc/self/mountinfo") -> str | None:
+    """Type of the file system that `path` lies on, as in mount(8); None where that can't be told (not Linux)."""
+    try:
+        with open(mountinfo, encoding="utf-8", errors="surrogateescape") as file:
+            lines = file.readlines()
+    except OSError:
+        return None
+    real = os.path.realpath(path)
+    best, found = -1, None
+    for line in lines:
+        fields = line.split()
+        if "-" not in fields[6:]:
+            continue
+        mount = fields[4].replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
+        inside = real == mount or real.startswith(mount.rstrip("/") + "/")
+        if inside and len(mount) >= best:  # the later line of one mount point lies on top
+            best, found = len(mount), fields[fields.index("-", 6) + 1]
+    return found
+
+
+def prepare(path: str, *, create: bool, mountinfo: str = "/proc/self/mountinfo") -> bool:
+    """Make sure that a database may be opened at `path`; says whether it was created just now.
+
+    Raises DatabaseUnavailable with a remedy. The file gets mode 0600; SQLite gives the files beside it the same.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    kind = file_system_of(folder, mountinfo)
+    if kind is not None and kind.startswith(_NETWORK):
+        raise DatabaseUnavailable(
+            f"{path} lies on a network file system ({kind}), where SQLite can't keep it whole",
+            remedy="put the data directory on a local disk; pickup directories may stay on the network",
+        )
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return _create(path, allowed=create)
+    except OSError as error:
+        raise DatabaseUnavailable(f"{path} can't be reached: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise DatabaseUnavailable(f"{path} is not a file", remedy="move it away")
+    try:
+        if stat.S_IMODE(status.st_mode) & 0o077:
+            os.chmod(path, 0o600)
+        with open(path, "rb") as file:
+            magic = file.read(16)
+    except OSError as error:
+        raise DatabaseUnavailable(
+            f"{path} can't be opened: {error.strerror}", remedy="give the file to the service's user"
+        ) from error
+    if magic and magic != _MAGIC:
+        raise DatabaseUnavailable(
+            f"{path} is damaged or no database", remedy="move it away or restore a copy; no mail is lost by that"
+        )
+    return False
+
+
+def _create(path: str, *, allowed: bool) -> bool:
+    if not allowed:
+        raise DatabaseUnavailable(
+            f"there is no database at {path}",
+            remedy="restore it, or create a new one with `mpu init`; settings and history would be empty",
+        )
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise DatabaseUnavailable(
+            f"{path} can't be created: {error.strerror}", remedy="give the folder to the service's user"
+        ) from error
+    return True
+
+
+def migrate(path: str) -> None:
+    """Bring the database at `path` to the present schema, all or nothing.
+
+    Raises DatabaseNewer where it was written by a newer MPU, DatabaseUnavailable where it is damaged or not ours.
+    """
+    engine = writer_engine(path)
+    try:
+        with engine.begin() as connection:
+            present = _revision(connection, path)
+            if present != REVISION:
+                _upgrade(connection, present, path)
+        with engine.begin() as connection:
+            if os.path.getsize(path) <= _CHECKED_BYTES:
+                verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+                if verdict != "ok":
+                    raise DatabaseUnavailable(
+                        f"{path} is damaged: {verdict}",
+                        remedy="move it away or restore a copy of it; no mail is lost by that",
+                    )
+    except (DBAPIError, sqlite3.Error) as error:
+        raise translate(error, path) from error
+    finally:
+        engine.dispose()
+
+
+def _revision(connection: sa.Connection, path: str) -> str | None:
+    tables = set(connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars())
+    if "alembic_version" in tables:
+        revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+        return None if revision is None else str(revision)
+    if tables:
+        raise DatabaseUnavailable(f"{path} is another program's database", remedy="move it away")
+    return None
+
+
+def _upgrade(connection: sa.Connection, present: str | None, path: str) -> None:
+    from alembic import command  # only where there is something to do: it takes a while to load
+    from alembic.script import ScriptDirectory
+
+    config = alembic_config()
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if present is not None and present not in known:
+        raise DatabaseNewer(
+            f"{path} was written by a newer MPU (its schema is {present}, this one knows {REVISION})",
+            remedy="install the newer version again, or restore the copy made before the upgrade",
+        )
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def alembic_config() -> Any:
+    """Alembic's configuration, which needs no file: it works from an installed package."""
+    from alembic.config import Config
+
+    import migrations
+
+    config = Config()
+    folder = os.path.dirname(os.path.abspath(str(migrations.__file__)))
+    config.set_main_option("script_location", folder.replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config

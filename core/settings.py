@@ -172,7 +172,7 @@ class Settings(BaseModel):
 
     @property
     def database_file(self) -> Path:
-        return self.data_dir / "mpu.db"
+        return self.data_dir / "mpu.sqlite3"
 
     @property
     def api_key_file(self) -> Path:

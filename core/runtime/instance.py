@@ -1,0 +1,54 @@
+"""Who uses a data directory: services and commands share it, and what needs it for itself asks for that.
+
+An flock on `mpu.lock` that goes with the process, however it ends. Rotating the encryption key must not happen under a
+running service, which would go on sealing with the key that is about to be forgotten.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+from core.errors import DatabaseUnavailable, StateConflict
+
+
+class DataDirLock:
+    """A held lock; close it, or end the process."""
+
+    def __init__(self, data_dir: Path, *, exclusive: bool = False) -> None:
+        """Raises StateConflict where somebody else's lock forbids ours, DatabaseUnavailable."""
+        path = data_dir / "mpu.lock"
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DatabaseUnavailable(
+                f"{path} can't be opened: {error.strerror}",
+                remedy="Run it as the service's user, or name the data directory: --data-dir or MPU_DATA_DIR.",
+            ) from None
+        try:
+            fcntl.flock(self._descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise DatabaseUnavailable(
+                    f"{data_dir} lies on a file system without locks", remedy="Put the data directory on a local disk."
+                ) from None
+            raise StateConflict(
+                f"the data directory {data_dir} is in use",
+                state="in_use",
+                remedy="Stop the service first." if exclusive else "Wait until the key was changed, then try again.",
+            ) from None
+
+    def close(self) -> None:
+        """Harmless when called twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> DataDirLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -72,7 +73,7 @@ def change(
     *,
     now: float,
     password: str | Password | None = Password.KEEP,
-    if_match: int | None = None,
+    if_match: Collection[str] | None = None,
 ) -> AccountRecord:
     """Replace the settings. `account.password` is not looked at, `password` is; None removes it.
 
@@ -97,7 +98,7 @@ def change(
     return _record(row, secrets)
 
 
-def delete(session: Session, name: str, *, if_match: int | None = None) -> None:
+def delete(session: Session, name: str, *, if_match: Collection[str] | None = None) -> None:
     """Raises NotFound, PreconditionFailed, InUse with the directories that send through it."""
     row = _row(session, name)
     check_version(row.version, if_match)
@@ -118,9 +119,12 @@ def used_by(session: Session, name: str) -> list[str]:
     return sorted(session.exec(query))
 
 
-def check_version(present: int, if_match: int | None) -> None:
-    """Raises PreconditionFailed."""
-    if if_match is not None and if_match != present:
+def check_version(present: int, if_match: Collection[str] | None) -> None:
+    """`if_match`: versions (as text) of which one must be the present one, "*" for any; None: no matter.
+
+    Raises PreconditionFailed.
+    """
+    if if_match is not None and "*" not in if_match and str(present) not in if_match:
         raise PreconditionFailed("it was changed meanwhile", remedy="get it again and repeat the change")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,9 @@ def create(session: Session, directory: Directory, *, now: float) -> DirectoryRe
     return _record(row, directory.accounts)
 
 
-def change(session: Session, directory: Directory, *, now: float, if_match: int | None = None) -> DirectoryRecord:
+def change(
+    session: Session, directory: Directory, *, now: float, if_match: Collection[str] | None = None
+) -> DirectoryRecord:
     """Replace the settings; without a difference nothing changes, the version neither.
 
     Raises NotFound, PreconditionFailed, and what `create` raises.
@@ -93,7 +96,7 @@ def change(session: Session, directory: Directory, *, now: float, if_match: int 
     return _record(row, directory.accounts)
 
 
-def delete(session: Session, name: str, *, if_match: int | None = None) -> None:
+def delete(session: Session, name: str, *, if_match: Collection[str] | None = None) -> None:
     """The settings only, never a file. Raises NotFound, PreconditionFailed."""
     row = _row(session, name)
     check_version(row.version, if_match)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 
 from core.domain.outcome import Attempt, Outcome, RecipientOutcome
+from core.domain.reply import Phase
 from core.store.entry import Entry, NumberedAttempt, Status
 from core.store.epoch import optional_to_database, to_database
 
@@ -36,10 +37,11 @@ INSERT INTO recipient (id, message, address, domain, sender, directory, account,
  text, phase, superseded_by)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)"""
 _UPSERT_ATTEMPT = """
-INSERT INTO attempt (message, number, account, server, tls, phase, code, enhanced_code, text, started_at, ended_at,
- outcome, recipients, possible_duplicate, counted)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (message, number) DO UPDATE SET account = excluded.account, server = excluded.server, tls = excluded.tls,
+INSERT INTO attempt (message, number, part, account, server, tls, phase, code, enhanced_code, text, started_at,
+ ended_at, outcome, recipients, possible_duplicate, counted)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (message, number, part) DO UPDATE SET account = excluded.account, server = excluded.server,
+ tls = excluded.tls,
  phase = excluded.phase, code = excluded.code, enhanced_code = excluded.enhanced_code, text = excluded.text,
  started_at = excluded.started_at, ended_at = excluded.ended_at, outcome = excluded.outcome,
  recipients = excluded.recipients, possible_duplicate = excluded.possible_duplicate, counted = excluded.counted"""
@@ -47,8 +49,6 @@ _KNOWN = "SELECT message_id, id, attempt_base FROM message WHERE message_id IN (
 _NEWEST = """
 SELECT message, address, id, status, attempt, code, enhanced_code, text, account FROM recipient
 WHERE message IN (SELECT value FROM json_each(?)) AND superseded_by = 0"""
-
-_WORST = {Outcome.UNKNOWN: 3, Outcome.DEFERRED: 2, Outcome.FAILED: 1, Outcome.SENT: 0}
 
 
 class _News(NamedTuple):
@@ -218,7 +218,8 @@ class _Group:
             only = entry.attempts[0]
             if only.number == 1 and not only.attempt.possible_duplicate and _all_sent(only.attempt):
                 return only.attempt
-        self._attempts.extend(_attempt_row(message, base, numbered) for numbered in entry.attempts)
+        for numbered in entry.attempts:
+            self._attempts.extend(_attempt_rows(message, base, numbered))
         return None
 
     def _tell_recipients(self, message: int, base: int, entry: Entry, newest: dict[str, _Known]) -> None:
@@ -271,16 +272,14 @@ def _news(entry: Entry, base: int) -> dict[str, _News]:
         news[outcome.recipient] = _said(outcome, attempt, by)
     for mailbox in entry.rest:
         if mailbox not in news:
-            news[mailbox] = _News(
-                entry.status.value,
-                base + entry.attempts_counted,
-                None,
-                entry.enhanced_code,
-                entry.reason[:TEXT_LIMIT],
-                None,
-                "local",
-            )
+            news[mailbox] = _of_message(entry, base)
     return news
+
+
+def _of_message(entry: Entry, base: int) -> _News:
+    """What is said of the message as a whole, as news of a recipient."""
+    attempt, reason = base + entry.attempts_counted, entry.reason[:TEXT_LIMIT]
+    return _News(entry.status.value, attempt, None, entry.enhanced_code, reason, None, "local")
 
 
 def _said(outcome: RecipientOutcome, attempt: int, account: str | None) -> _News:
@@ -311,30 +310,40 @@ def _first_attempt(entry: Entry) -> int | None:
     return optional_to_database(entry.first_attempt_at)
 
 
-def _attempt_row(message: int, base: int, numbered: NumberedAttempt) -> tuple[Any, ...]:
-    """The row of an attempt; it shows the reply that weighs most."""
+def _attempt_rows(message: int, base: int, numbered: NumberedAttempt) -> list[tuple[Any, ...]]:
+    """Rows of an attempt, one for recipients that fared alike; of their texts the first."""
     attempt = numbered.attempt
-    worst = max(attempt.outcomes, key=lambda outcome: _WORST[outcome.outcome], default=None)
+    parts: dict[tuple[Any, ...], tuple[str, list[str]]] = {}
+    for outcome in attempt.outcomes:
+        alike = (outcome.outcome.value, outcome.phase.value, outcome.code, outcome.enhanced_code)
+        parts.setdefault(alike, (outcome.text, []))[1].append(outcome.recipient)
     fault = attempt.fault
-    reply = fault.reply if fault else None
-    phase = worst.phase if worst else fault.phase if fault else None
-    return (
-        message,
-        base + numbered.number,
-        attempt.account,
-        attempt.server,
-        attempt.tls,
-        phase.value if phase else "local",
-        worst.code if worst else reply.code if reply else None,
-        worst.enhanced_code if worst else reply.enhanced_code if reply else None,
-        (worst.text if worst else fault.detail if fault else "")[:TEXT_LIMIT],
-        to_database(attempt.started_at),
-        to_database(attempt.ended_at),
-        worst.outcome.value if worst else Status.DEFERRED.value,
-        len(attempt.outcomes),
-        attempt.possible_duplicate,
-        fault is None,
-    )
+    if not parts:  # nobody was named yet: the account's fault
+        code = fault.reply.code if fault and fault.reply else None
+        enhanced = fault.reply.enhanced_code if fault and fault.reply else None
+        phase = fault.phase.value if fault else Phase.LOCAL.value
+        parts[(Status.DEFERRED.value, phase, code, enhanced)] = (fault.detail if fault else "", [])
+    return [
+        (
+            message,
+            base + numbered.number,
+            part,
+            attempt.account,
+            attempt.server,
+            attempt.tls,
+            phase,
+            code,
+            enhanced,
+            text[:TEXT_LIMIT],
+            to_database(attempt.started_at),
+            to_database(attempt.ended_at),
+            outcome,
+            json.dumps(recipients),
+            attempt.possible_duplicate,
+            fault is None,
+        )
+        for part, ((outcome, phase, code, enhanced), (text, recipients)) in enumerate(parts.items())
+    ]
 
 
 def _cut(text: str | None, limit: int) -> str | None:

@@ -186,14 +186,15 @@ class RecipientRow(Row, table=True):
 
 
 class AttemptRow(Row, table=True):
-    """An attempt that did not end in sent at the first try."""
+    """What an attempt meant for those of its recipients that fared alike. None of a mail that went out at once."""
 
     __tablename__ = "attempt"
-    __table_args__ = (sa.UniqueConstraint("message", "number"),)
+    __table_args__ = (sa.UniqueConstraint("message", "number", "part"),)
 
     id: int | None = Field(default=None, primary_key=True)
     message: int = Field(foreign_key="message.id", ondelete="CASCADE")
     number: int
+    part: int  # recipients that fared alike are one part
     account: str
     server: str
     tls: str | None = None
@@ -204,7 +205,7 @@ class AttemptRow(Row, table=True):
     started_at: int
     ended_at: int
     outcome: str
-    recipients: int
+    recipients: list[str] = Field(sa_type=sa.JSON)
     possible_duplicate: bool
     counted: bool  # False: the account's fault
 

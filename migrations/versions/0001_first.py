@@ -184,6 +184,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("message", sa.Integer(), nullable=False),
         sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("part", sa.Integer(), nullable=False),
         sa.Column("account", sa.String(), nullable=False),
         sa.Column("server", sa.String(), nullable=False),
         sa.Column("tls", sa.String(), nullable=True),
@@ -194,14 +195,14 @@ def upgrade() -> None:
         sa.Column("started_at", sa.Integer(), nullable=False),
         sa.Column("ended_at", sa.Integer(), nullable=False),
         sa.Column("outcome", sa.String(), nullable=False),
-        sa.Column("recipients", sa.Integer(), nullable=False),
+        sa.Column("recipients", sa.JSON(), nullable=False),
         sa.Column("possible_duplicate", sa.Boolean(), nullable=False),
         sa.Column("counted", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(
             ["message"], ["message.id"], name=op.f("fk_attempt_message_message"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_attempt")),
-        sa.UniqueConstraint("message", "number", name=op.f("uq_attempt_message_number")),
+        sa.UniqueConstraint("message", "number", "part", name=op.f("uq_attempt_message_number_part")),
     )
     op.create_table(
         "directory_account",

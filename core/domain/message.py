@@ -66,6 +66,21 @@ class MessageId:
     name: bytes
     tag: str
 
+    @property
+    def local_id(self) -> str:
+        """As MessageIdentity.local_id."""
+        return f"{base64.urlsafe_b64encode(self.name).rstrip(b'=').decode()}.{self.tag}"
+
+    @property
+    def id(self) -> str:
+        """As MessageIdentity.id."""
+        return f"{self.directory}.{self.local_id}"
+
+    @property
+    def file_hash(self) -> str:
+        """As MessageIdentity.file_hash."""
+        return hashlib.sha256(self.local_id.encode()).hexdigest()[:32]
+
 
 def parse_message_id(text: str) -> MessageId:
     """Take an id of the API apart. Raises NotFound for anything that can't be one."""

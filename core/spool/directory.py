@@ -8,11 +8,20 @@ Raises DirectoryUnavailable wherever the directory can't be reached: that is not
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from core.domain.account import Directory, DotStuffing
 from core.domain.clock import Clock
 from core.domain.message import MessageId, State
+from core.errors import DirectoryUnavailable
+from core.spool import check as checking
+from core.spool import claim as claiming
+from core.spool import dispose as disposal
+from core.spool import operate
+from core.spool import recover as recovery
 from core.spool.kernel import Features
+from core.spool.place import Place, open_place
+from core.spool.scan import Scan, count, entries, find
 from core.spool.values import (
     CheckStep,
     Claim,
@@ -48,45 +57,97 @@ __all__ = [
 
 
 class DirectorySpool:
-    """One pickup directory. `settings` may be replaced at any time (`settings` is an attribute)."""
+    """One pickup directory."""
 
     def __init__(self, settings: Directory, *, clock: Clock, features: Features | None = None) -> None:
-        self.settings = settings
         self.clock = clock
         self.features = features or Features()
+        self._settings = settings
+        self._place: Place | None = None
+        self._retired: list[Place] = []  # replaced or unmounted meanwhile, with messages still in flight
+        self._scans = 0
+        self._last_scan: Scan | None = None
+
+    @property
+    def settings(self) -> Directory:
+        """What it goes by. May be replaced at any time; another path or format needs `open` again."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: Directory) -> None:
+        self._settings = settings
+        if self._place is not None:
+            self._place.replace_settings(settings)
+
+    @property
+    def place(self) -> Place:
+        """The open directory. Raises DirectoryUnavailable if it isn't open."""
+        if self._place is None:
+            raise DirectoryUnavailable(f"{self.settings.path} is not open", remedy="it is opened at the next run")
+        return self._place
 
     def open(self) -> None:
         """Open it, make `.mpu/`; anew if the path leads elsewhere now, else harmless. Raises DirectoryUnavailable."""
-        raise NotImplementedError
+        if self._place is not None:
+            try:
+                self._place.check_path()
+            except DirectoryUnavailable:
+                self._retire()
+            else:
+                return
+        self._place = open_place(self.settings, clock=self.clock, features=replace(self.features))
 
     def close(self) -> None:
         """Let go of everything. Messages in flight stay `.lck`, for the next start's recovery."""
-        raise NotImplementedError
+        self._retire()
+        for place in self._retired:
+            for claimed in list(place.claimed.values()):
+                claiming.release(claimed.opened)
+            place.close()
+        self._retired.clear()
+
+    def _retire(self) -> None:
+        if self._place is not None:
+            self._retired.append(self._place)
+            self._place = None
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Close places that were replaced, once nothing of them is in flight."""
+        for place in [p for p in self._retired if not p.claimed]:
+            self._retired.remove(place)
+            place.close()
 
     @property
     def claims_allowed(self) -> bool:
         """False after an append to the log failed: until one works again (no space), or for good (EIO)."""
-        raise NotImplementedError
+        place = self._place
+        return place is not None and not place.pending and place.log.usable
 
     def recover(self) -> Iterator[Recovered]:
         """Take over what dead owners left. Before the first claim: it compares waiting names with their logs too."""
-        raise NotImplementedError
+        yield from recovery.recover(self.place)
 
     def orphans(self) -> Iterator[Recovered]:
         """The same for `.lck` files that the last scan saw and nobody holds (another process died while we live)."""
-        raise NotImplementedError
+        yield from recovery.orphans(self.place)
 
     def scan(self) -> Iterator[bytes]:
         """Names that wait and are due, streaming, unsorted, without a stat. Raises DirectoryUnavailable."""
-        raise NotImplementedError
+        place = self.place
+        self._scans += 1
+        scan = Scan(place, self._scans)
+        yield from scan.names()
+        self._last_scan = scan
 
     def matches(self, name: bytes) -> bool:
         """Whether a name (from an event) is that of a waiting message."""
-        raise NotImplementedError
+        return self.place.matches(name)
 
     def next_due_at(self) -> float | None:
         """Earliest due time among deferred messages that lies ahead, seconds since the epoch."""
-        raise NotImplementedError
+        now = self.clock.now()
+        return min((t for t in self.place.sidecars.due_times() if t > now), default=None)
 
     def examine(self, name: bytes, *, event_seen: bool = False) -> Opened:
         """Claim, steps 1 to 4: open, look, no writer any more, lock.
@@ -94,96 +155,117 @@ class DirectorySpool:
         `event_seen`: a CLOSE_WRITE or MOVED_TO for this name was seen. Opened.reject: it must go to badmail.
         Raises MessageNotDue, MessageNotReady, MessageGone, MessageBusy, MessageUnreadable, MessageRefused.
         """
-        raise NotImplementedError
+        return claiming.examine(self.place, name, event_seen=event_seen)
 
     def release(self, opened: Opened) -> None:
         """Let go of it unclaimed. Harmless if closed."""
-        raise NotImplementedError
+        claiming.release(opened)
 
     def claim(self, opened: Opened) -> Claim:
         """Step 6: rename to `.lck`. On any error `opened` is closed.
 
         Raises MessageGone, MessageBusy, MessageNotReady (it changed), StorageFull, StorageBroken, DirectoryUnavailable.
         """
-        raise NotImplementedError
+        return claiming.claim(opened.place, opened)
 
     def put_back_now(self, claim: Claim) -> None:
         """Rename back, no attempt counted, nothing synced; closes the claim. For faults of the account and stops."""
-        raise NotImplementedError
+        disposal.put_back_now(claim.opened.place, claim)
+        self._sweep()
 
     def discard_now(self, claim: Claim) -> None:
         """Unlink a wholly sent message whose outcome could not be logged. Still dispose of it with Delete."""
-        raise NotImplementedError
+        disposal.discard_now(claim.opened.place, claim)
 
     def dispose(self, disposals: Sequence[Disposal]) -> list[Disposed]:
         """Act on one group, after its commit. One answer a disposal, in order; closes all claims but pending ones.
 
         Raises StorageBroken if a sync failed with EIO.
         """
-        raise NotImplementedError
+        places = {d.claim.opened.place for d in disposals}
+        if len(places) == 1:
+            answers = disposal.dispose(places.pop(), disposals)
+        else:
+            of_claim = {}
+            for place in places:
+                for answer in disposal.dispose(place, [d for d in disposals if d.claim.opened.place is place]):
+                    of_claim[answer.disposal.claim.token] = answer
+            answers = [of_claim[d.claim.token] for d in disposals]
+        if self._retired:
+            self._sweep()
+        return answers
 
     def pending(self) -> list[Disposal]:
         """Disposals that could not be carried out (no space, no right), kept for `retry_pending`."""
-        raise NotImplementedError
+        return [d for place in self._places() for d in list(place.pending.values())]
 
     def retry_pending(self) -> list[Disposed]:
         """Try those again."""
-        raise NotImplementedError
+        answers = [a for place in self._places() for a in disposal.retry_pending(place)]
+        self._sweep()
+        return answers
+
+    def _places(self) -> list[Place]:
+        return [*self._retired, *([self._place] if self._place is not None else [])]
 
     @property
     def in_flight(self) -> int:
         """Claims that were not disposed of yet."""
-        raise NotImplementedError
+        return sum(len(place.claimed) for place in self._places())
 
     def counts(self, *, stat_limit: int = 10_000) -> Counts:
         """Count by name, streaming. Sizes and ages only if there are at most `stat_limit` messages."""
-        raise NotImplementedError
+        return count(self.place, stat_limit=stat_limit)
 
     @property
     def last_counts(self) -> Counts | None:
         """By name alone, from the last whole scan."""
-        raise NotImplementedError
+        return None if self._last_scan is None else self._last_scan.counts
 
     def entries(self, states: Collection[State] | None = None) -> Iterator[Entry]:
         """All messages (in these states), streaming, in no order."""
-        raise NotImplementedError
+        yield from entries(self.place, states)
 
     def find(self, message_id: MessageId) -> Entry:
         """In whatever state it is. Raises NotFound."""
-        raise NotImplementedError
+        return find(self.place, message_id)
 
     def open_raw(self, entry: Entry) -> int:
         """A read-only descriptor of the message; the caller closes it. Raises NotFound, MessageUnreadable."""
-        raise NotImplementedError
+        return operate.open_raw(self.place, entry)
 
     def hold(self, entry: Entry) -> Entry:
         """Waiting or deferred to held. Raises StateConflict, NotFound."""
-        raise NotImplementedError
+        return operate.hold(self.place, entry)
 
     def release_hold(self, entry: Entry) -> Entry:
         """Held to waiting. Raises StateConflict, NotFound."""
-        raise NotImplementedError
+        return operate.release_hold(self.place, entry)
 
     def retry(self, entry: Entry) -> Entry:
         """Deferred becomes due; badmail waits again, attempts and age restarted. Raises StateConflict, NotFound."""
-        raise NotImplementedError
+        return operate.retry(self.place, entry)
 
     def delete(self, entry: Entry) -> None:
         """Remove it for good. Raises StateConflict while claimed, NotFound."""
-        raise NotImplementedError
+        operate.delete(self.place, entry)
 
     def submit(self, chunks: Iterable[bytes], name: bytes | str | None = None) -> Entry:
         """Write one, durable and atomic. Raises MessageRejected (empty, too large), StorageFull, StorageBroken."""
-        raise NotImplementedError
+        return operate.submit(self.place, chunks, name)
 
     def proven(self) -> DotStuffing | None:
         """What was proved of this directory's writers before."""
-        raise NotImplementedError
+        return self.place.proven
 
     def set_proven(self, dot_stuffing: DotStuffing) -> None:
         """Remember it in `.mpu/`, if it is new."""
-        raise NotImplementedError
+        self.place.set_proven(dot_stuffing)
 
     def check(self) -> list[CheckStep]:
         """What is possible there (spool.md, "Permissions"). Leaves nothing behind."""
-        raise NotImplementedError
+        try:
+            self.open()
+            return checking.check(self.place)
+        except DirectoryUnavailable as error:
+            return checking.unreachable(error)

@@ -1,11 +1,247 @@
-"""An open directory: its descriptors and what is known of it."""
+"""An open pickup directory: its descriptors, and what this process knows of it.
+
+Everything is done relative to these descriptors, so a path that is replaced meanwhile can't lead elsewhere. Claims keep
+the place they were made in, so a directory opened anew (unmounted, replaced) doesn't mix with them.
+"""
 
 from __future__ import annotations
 
+import os
+import stat
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from core.domain.account import Directory, DotStuffing, MessageFormat
+from core.domain.clock import Clock
+from core.domain.message import MessageIdentity
+from core.errors import DirectoryUnavailable, RelayError, StorageFull
+from core.spool import kernel, names
 from core.spool.log import OutcomeLog
+from core.spool.logread import OwnerLog
+from core.spool.sidecars import TEMPORARY, Sidecars, write_all
+from core.spool.values import Claim, Disposal
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_STUFFING = b"dot-stuffing"
+_LITTER_SECONDS = 3600.0  # temporary files this old have no writer any more
 
 
+@dataclass(slots=True)
+class Seen:
+    """What was seen of a file that isn't ready, to tell whether it rests. Monotonic seconds."""
+
+    inode: int
+    mtime_ns: int
+    size: int
+    since: float
+    looks: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class Place:
-    """To be filled."""
+    """One directory, open."""
 
+    settings: Directory
+    clock: Clock
+    features: kernel.Features
+    root_fd: int
+    work_fd: int  # where messages wait: the directory, or new/ of a Maildir
+    mpu_fd: int
+    device: int
+    inode: int
+    prefix: bytes  # of file names that wait, relative to the directory: b"" or b"new/"
+    sidecars: Sidecars
     log: OutcomeLog
+    matches: names.Matcher
+    claimed: dict[bytes, Claim] = field(default_factory=dict)  # in flight, by the name before the claim
+    stuck: dict[MessageIdentity, str] = field(default_factory=dict)  # sent, and can't be removed: why
+    pending: dict[int, Disposal] = field(default_factory=dict)  # by number of claim
+    seen: dict[bytes, Seen] = field(default_factory=dict)
+    locked_names: set[bytes] = field(default_factory=set)  # `.lck` of others, from scans
+    dead_logs: dict[str, OwnerLog] = field(default_factory=dict)
+    proven: DotStuffing | None = None
+    disposing: threading.Lock = field(default_factory=threading.Lock)
+    skew: float = 0.0  # the file system's clock behind ours, seconds
+    skew_monotonic: float = 0.0  # the file system's time less our monotonic time
+    closed: bool = False
+    badmail: int = -1
+
+    def badmail_fd(self, *, create: bool = False) -> int:
+        """Descriptor of badmail/; -1 if there is none. Raises OSError."""
+        if self.badmail < 0:
+            self.badmail = _subdirectory(self.root_fd, names.BADMAIL, create=create)
+        return self.badmail
+
+    def close(self) -> None:
+        """Let go of all descriptors; locks of messages in flight stay with their claims."""
+        if self.closed:
+            return
+        self.closed = True
+        self.log.close()
+        for log in self.dead_logs.values():
+            log.close()
+        for fd in {self.root_fd, self.work_fd, self.mpu_fd, self.badmail} - {-1}:
+            os.close(fd)
+
+    def check_path(self) -> None:
+        """Whether the path still leads here. Raises DirectoryUnavailable: unmounted or replaced, which is not empty."""
+        path = self.settings.path
+        try:
+            found = os.stat(path)
+            if os.fstat(self.work_fd).st_nlink == 0:
+                raise DirectoryUnavailable(f"{path} was deleted", remedy="make it again")
+        except OSError as error:
+            raise unavailable(path, error) from None
+        if (found.st_dev, found.st_ino) != (self.device, self.inode):
+            raise DirectoryUnavailable(f"{path} was replaced or unmounted", remedy="it is opened anew at the next run")
+
+    def forget_dead(self, token: str) -> None:
+        """A dead owner's claim is where it belongs; its log goes with the last of them."""
+        owner, _, number = token.partition("/")
+        log = self.dead_logs.get(owner)
+        if log is not None:
+            log.claims.pop(int(number), None)
+            if not log.claims:
+                del self.dead_logs[owner]
+                with suppress(OSError):
+                    log.remove(self.mpu_fd)
+                log.close()
+
+    def replace_settings(self, settings: Directory) -> None:
+        """Take new settings of the same directory."""
+        self.settings = settings
+        self.matches = _matcher(settings)
+
+    def set_proven(self, proven: DotStuffing) -> None:
+        """Remember what the writers of this directory do."""
+        if proven is self.proven:
+            return
+        temporary = TEMPORARY + _STUFFING + b"-%d" % os.getpid()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = os.open(temporary, flags, 0o660, dir_fd=self.mpu_fd)
+            try:
+                os.fchmod(fd, 0o660)
+                write_all(fd, proven.value.encode())
+            finally:
+                os.close(fd)
+            os.rename(temporary, _STUFFING, src_dir_fd=self.mpu_fd, dst_dir_fd=self.mpu_fd)
+        except OSError as error:
+            raise StorageFull(f"can't write in .mpu/: {error.strerror}") from None
+        self.proven = proven
+
+
+def unavailable(path: str, error: OSError) -> DirectoryUnavailable:
+    """What an error of the directory itself means."""
+    if isinstance(error, FileNotFoundError):
+        return DirectoryUnavailable(f"{path} does not exist", remedy="make the directory or mount its file system")
+    if isinstance(error, NotADirectoryError):
+        return DirectoryUnavailable(f"{path} is not a directory", remedy="give the path of a directory")
+    remedy = ""
+    if error.errno in kernel.NO_RIGHT:
+        remedy = "give the service's group rwx on it (setgid and a default ACL keep that so)"
+    return DirectoryUnavailable(f"{path}: {error.strerror}", remedy=remedy)
+
+
+def open_place(settings: Directory, *, clock: Clock, features: kernel.Features) -> Place:
+    """Open a directory and make `.mpu/`. Raises DirectoryUnavailable, StorageFull, StorageBroken."""
+    opened: list[int] = []
+    try:
+        root_fd = os.open(settings.path, _DIRECTORY)
+        opened.append(root_fd)
+        found = os.fstat(root_fd)
+        work_fd, prefix = root_fd, b""
+        if settings.format is MessageFormat.MAILDIR:
+            work_fd, prefix = os.open(b"new", _DIRECTORY | os.O_NOFOLLOW, dir_fd=root_fd), b"new/"
+            opened.append(work_fd)
+        mpu_fd = _subdirectory(root_fd, names.STATE_DIRECTORY, create=True)
+        opened.append(mpu_fd)
+        log = OutcomeLog(mpu_fd, clock=clock, features=features)
+        _start_log(log)
+        place = Place(
+            settings=settings,
+            clock=clock,
+            features=features,
+            root_fd=root_fd,
+            work_fd=work_fd,
+            mpu_fd=mpu_fd,
+            device=found.st_dev,
+            inode=found.st_ino,
+            prefix=prefix,
+            sidecars=Sidecars(mpu_fd),
+            log=log,
+            matches=_matcher(settings),
+        )
+        _start(place)
+    except OSError as error:
+        for fd in opened:
+            os.close(fd)
+        raise unavailable(settings.path, error) from None
+    except RelayError:
+        for fd in opened:
+            os.close(fd)
+        raise
+    return place
+
+
+def _start_log(log: OutcomeLog) -> None:
+    """On a full disk it starts later: what was sent must be removed all the same."""
+    try:
+        log.start()
+    except StorageFull as error:
+        if log.refused:
+            raise DirectoryUnavailable(f".mpu/ can't be written: {error.detail}", remedy=error.remedy) from None
+
+
+def _start(place: Place) -> None:
+    """Compare clocks, remove litter, read what was proved."""
+    written = os.fstat(place.mpu_fd).st_mtime  # the log was renamed in there just now
+    place.skew = place.clock.now() - written
+    place.skew_monotonic = written - place.clock.monotonic()
+    listing = os.open(b".", _DIRECTORY, dir_fd=place.mpu_fd)
+    try:
+        with os.scandir(listing) as entries:
+            for entry in entries:
+                name = os.fsencode(entry.name)
+                if name.startswith(TEMPORARY):
+                    with suppress(OSError):
+                        if written - os.stat(name, dir_fd=place.mpu_fd).st_mtime > _LITTER_SECONDS:
+                            os.unlink(name, dir_fd=place.mpu_fd)
+    finally:
+        os.close(listing)
+    with suppress(OSError, ValueError):
+        fd = os.open(_STUFFING, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.mpu_fd)
+        try:
+            place.proven = DotStuffing(os.read(fd, 100).decode("ascii").strip())
+        finally:
+            os.close(fd)
+    place.sidecars.refresh()
+
+
+def _matcher(settings: Directory) -> names.Matcher:
+    if settings.format is MessageFormat.MAILDIR:
+        return names.maildir_name
+    return names.matcher(settings.patterns)
+
+
+def _subdirectory(root_fd: int, name: bytes, *, create: bool) -> int:
+    """Open it; made 2770 in the directory's group, so that two users of one group can work on it. Raises OSError."""
+    flags = _DIRECTORY | os.O_NOFOLLOW  # a link could lead a message elsewhere; a mount is fine
+    try:
+        return os.open(name, flags, dir_fd=root_fd)
+    except FileNotFoundError:
+        if not create:
+            return -1
+    made = True
+    try:
+        os.mkdir(name, 0o770, dir_fd=root_fd)
+    except FileExistsError:
+        made = False
+    fd = os.open(name, flags, dir_fd=root_fd)
+    if made:
+        with suppress(OSError):
+            os.fchown(fd, -1, os.fstat(root_fd).st_gid)
+        with suppress(OSError):
+            os.fchmod(fd, 0o770 | stat.S_ISGID)
+    return fd

@@ -1,0 +1,176 @@
+"""Reading outcome logs, those of dead owners and of living ones (the format is in log.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from binascii import crc32
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.domain.outcome import Blame, Outcome, RecipientOutcome
+from core.domain.reply import Phase
+from core.spool import kernel
+from core.spool.log import FRAME, MARK, MAX_RECORD
+
+_SEGMENT = re.compile(r"(\d+-[0-9a-f]+)\.log\.(\d+)")
+
+
+@dataclass(slots=True)
+class Logged:
+    """What a log says of one claim that was not disposed of."""
+
+    owner: str
+    number: int
+    at: float = 0.0  # of its newest record, seconds since the epoch
+    arrival_name: bytes = b""
+    file_name: bytes = b""  # when it was claimed
+    mtime_ns: int = 0
+    size: int = 0
+    inode: int = 0
+    begun: dict[str, None] = field(default_factory=dict)  # without an outcome since
+    outcomes: dict[str, RecipientOutcome] = field(default_factory=dict)
+
+    @property
+    def token(self) -> str:
+        return f"{self.owner}/{self.number}"
+
+    @property
+    def key(self) -> tuple[bytes, int, int]:
+        """The message as a file: its name then, mtime, size."""
+        return (self.file_name, self.mtime_ns, self.size)
+
+
+@dataclass(slots=True)
+class OwnerLog:
+    """All segments of one owner."""
+
+    owner: str
+    boots: set[str] = field(default_factory=set)
+    claims: dict[int, Logged] = field(default_factory=dict)
+    segments: dict[int, bytes] = field(default_factory=dict)  # number -> file name
+    locks: list[int] = field(default_factory=list)  # descriptors whose locks show that the owner is dead
+    seen: set[bytes] = field(default_factory=set)  # records: some were copied forward
+
+    @property
+    def dead(self) -> bool:
+        return bool(self.segments) and len(self.locks) == len(self.segments)
+
+    def close(self) -> None:
+        """Let go of the locks."""
+        while self.locks:
+            os.close(self.locks.pop())
+
+    def remove(self, mpu_fd: int) -> None:
+        """Everything in it is where it belongs."""
+        for _, name in sorted(self.segments.items()):  # oldest first: a disposal is never lost before its begin
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=mpu_fd)
+        self.close()
+
+
+def read_logs(mpu_fd: int, *, but: Collection[str]) -> list[OwnerLog]:
+    """All logs but those of these owners; those of dead owners come locked. The caller closes them."""
+    logs: dict[str, OwnerLog] = {}
+    listing = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mpu_fd)
+    try:
+        with os.scandir(listing) as entries:
+            for entry in entries:
+                match = _SEGMENT.fullmatch(entry.name)
+                if match is not None and match[1] not in but:
+                    log = logs.setdefault(match[1], OwnerLog(match[1]))
+                    log.segments[int(match[2])] = os.fsencode(entry.name)
+    finally:
+        os.close(listing)
+    for log in logs.values():
+        for number, name in sorted(log.segments.items()):
+            if not _read_segment(mpu_fd, name, log):
+                del log.segments[number]
+    return [log for log in logs.values() if log.segments]
+
+
+def _read_segment(mpu_fd: int, name: bytes, log: OwnerLog) -> bool:
+    flags = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        try:
+            fd = os.open(name, os.O_RDWR | flags, dir_fd=mpu_fd)  # NFS locks only what is open for writing
+        except PermissionError:
+            fd = os.open(name, os.O_RDONLY | flags, dir_fd=mpu_fd)
+    except OSError:
+        return False
+    keep = False
+    try:
+        keep = kernel.lock(fd)
+        size = os.fstat(fd).st_size
+        data = bytearray()
+        while len(data) < size and (part := os.pread(fd, size - len(data), len(data))):
+            data += part
+        parse_segment(bytes(data), log)
+        if keep:
+            log.locks.append(fd)
+    except OSError:
+        keep = False
+        return False
+    finally:
+        if not keep:
+            os.close(fd)
+    return True
+
+
+def parse_segment(data: bytes, log: OwnerLog) -> None:
+    """Add a segment's records; stops at zeros and at the first torn one."""
+    offset = 0
+    while offset + FRAME.size <= len(data):
+        length, checksum = FRAME.unpack_from(data, offset)
+        offset += FRAME.size
+        body = data[offset : offset + length]
+        if not 0 < length <= MAX_RECORD or len(body) != length or crc32(body) != checksum:
+            return
+        offset += length
+        if body not in log.seen:
+            with suppress(ValueError, TypeError, struct.error):
+                _apply(body, log)
+        if body[:1] in b"BO":
+            log.seen.add(body)
+
+
+def _apply(body: bytes, log: OwnerLog) -> None:
+    kind = body[:1]
+    if kind == b"H":
+        log.boots.add(body[1:].decode("ascii"))
+    elif kind == b"D":
+        for (number,) in struct.iter_unpack("<Q", body[1:]):
+            log.claims.pop(number, None)
+    elif kind in (b"B", b"O"):
+        _, number, at, mtime_ns, size, inode, name_length, file_name_length = MARK.unpack_from(body)
+        claim = log.claims.setdefault(number, Logged(log.owner, number))
+        middle = MARK.size + name_length
+        rest = body[middle + file_name_length :].decode("utf-8", "surrogateescape")
+        claim.at = max(claim.at, at)
+        claim.arrival_name = body[MARK.size : middle]
+        claim.file_name = body[middle : middle + file_name_length]
+        claim.mtime_ns, claim.size, claim.inode = mtime_ns, size, inode
+        if kind == b"B":
+            for recipient in rest.split("\0"):
+                claim.begun[recipient] = None
+        else:
+            for outcome in map(_outcome, json.loads(rest)):
+                claim.begun.pop(outcome.recipient, None)
+                claim.outcomes[outcome.recipient] = outcome
+
+
+def _outcome(row: list[Any]) -> RecipientOutcome:
+    recipient, outcome, phase, blame, code, enhanced_code, text = row
+    return RecipientOutcome(
+        recipient=str(recipient),
+        outcome=Outcome(outcome),
+        phase=Phase(phase),
+        blame=None if blame is None else Blame(blame),
+        code=None if code is None else int(code),
+        enhanced_code=None if enhanced_code is None else str(enhanced_code),
+        text=str(text),
+    )

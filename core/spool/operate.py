@@ -1,0 +1,283 @@
+"""What an operator does to a message: hold, release, retry, delete, look at, submit.
+
+Each takes the message's lock first, so none can race a claim, and compares the identity under it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from core.domain.account import MessageFormat
+from core.domain.message import MessageId, State
+from core.domain.sidecar import Sidecar
+from core.errors import (
+    MessageBusy,
+    MessageGone,
+    MessageRejected,
+    NotFound,
+    StateConflict,
+)
+from core.spool import kernel, names
+from core.spool.claim import claim_error, close_both, leads_to, open_message, restarted, take_lock
+from core.spool.dispose import remove_reason, sync_directory
+from core.spool.move import Target, first_free, move, targets
+from core.spool.place import Place
+from core.spool.scan import entry_at, find
+from core.spool.sidecars import TEMPORARY, Draft, write_all
+from core.spool.values import Entry
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_UNSAFE = re.compile(rb"[^A-Za-z0-9._@+=,-]")
+
+
+@dataclass(slots=True)
+class _Held:
+    """A message under its lock."""
+
+    dir_fd: int
+    name: bytes
+    entry: Entry  # as it is now
+    fd: int
+    lock_fd: int
+
+
+def hold(place: Place, entry: Entry) -> Entry:
+    """Waiting or deferred to held."""
+    with _locked(place, entry) as held:
+        if held.entry.state not in (State.WAITING, State.DEFERRED):
+            raise _conflict(held.entry, "only a message that waits can be held")
+        return _move(place, held, State.HELD, held.entry.sidecar)
+
+
+def release_hold(place: Place, entry: Entry) -> Entry:
+    """Held to waiting."""
+    with _locked(place, entry) as held:
+        if held.entry.state is not State.HELD:
+            raise _conflict(held.entry, "only a held message can be released")
+        return _move(place, held, State.WAITING, held.entry.sidecar)
+
+
+def retry(place: Place, entry: Entry) -> Entry:
+    """Deferred becomes due; badmail waits again, attempts and age restarted; what waits stays as it is."""
+    with _locked(place, entry) as held:
+        now = held.entry
+        if now.state is State.WAITING:
+            return now
+        if now.state is State.DEFERRED and now.sidecar is not None:
+            sidecar = _due_now(now.sidecar)
+            _write(place, [Draft(now.identity, now.file_name, sidecar, _token(place, now))])
+            return Entry(now.identity, State.WAITING, now.file_name, now.size, now.mtime, sidecar)
+        if now.state is not State.BADMAIL:
+            raise _conflict(now, "release it first" if now.state is State.HELD else "it is being sent")
+        back = _move(place, held, State.WAITING, None if now.sidecar is None else restarted(now.sidecar), rewrite=True)
+        remove_reason(place, names.base_of(now.file_name))
+        return back
+
+
+def delete(place: Place, entry: Entry) -> None:
+    """Remove it for good."""
+    with _locked(place, entry) as held:
+        if held.entry.state is State.CLAIMED:
+            raise _conflict(held.entry, "it is being sent")
+        try:
+            os.unlink(held.name, dir_fd=held.dir_fd)
+        except OSError as error:
+            raise claim_error(place, error) from None
+        sync_directory(place, held.dir_fd)
+        place.sidecars.remove(held.entry.identity)
+        if held.entry.state is State.BADMAIL:
+            remove_reason(place, names.base_of(held.entry.file_name))
+
+
+def open_raw(place: Place, entry: Entry) -> int:
+    """A read-only descriptor. Raises NotFound, MessageUnreadable, MessageRefused."""
+    dir_fd, name = _spot(place, entry)
+    try:
+        fd = open_message(place, dir_fd, name)
+    except MessageGone:
+        raise NotFound("message", entry.identity.id) from None
+    found = os.fstat(fd)
+    if (found.st_mtime_ns, found.st_size) != (entry.identity.mtime_ns, entry.identity.size):
+        os.close(fd)
+        raise NotFound("message", entry.identity.id)
+    return fd
+
+
+def submit(place: Place, chunks: Iterable[bytes], name: bytes | str | None) -> Entry:
+    """Write, sync, rename without overwriting, sync the directory."""
+    place.check_path()
+    base = _suggested(place, name)
+    temporary = TEMPORARY + secrets.token_hex(8).encode()
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    spool_fd = place.mpu_fd
+    if place.settings.format is MessageFormat.MAILDIR:
+        with suppress(OSError):  # its own place for half files
+            spool_fd = os.open(
+                b"tmp", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.root_fd
+            )
+    try:
+        fd = os.open(temporary, flags, 0o640, dir_fd=spool_fd)
+        try:
+            _fill(place, fd, chunks)
+            os.fchmod(fd, 0o640)
+            os.fsync(fd)
+            file_name = _into(place, spool_fd, temporary, base)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary, dir_fd=spool_fd)
+            raise
+        finally:
+            os.close(fd)
+        sync_directory(place, place.work_fd)
+        entry = entry_at(place, place.work_fd, file_name, place.prefix + file_name)
+    except OSError as error:
+        raise claim_error(place, error) from None
+    finally:
+        if spool_fd != place.mpu_fd:
+            os.close(spool_fd)
+    if entry is None:  # claimed before we looked
+        raise MessageBusy("it is being sent already")
+    return entry
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _locked(place: Place, entry: Entry) -> Iterator[_Held]:
+    """The message as it lies now, under its lock. Raises NotFound, StateConflict."""
+    place.check_path()
+    held = None
+    for _ in range(3):  # it may be on its way from one state to another
+        held = _take(place, entry)
+        if held is not None:
+            break
+        entry = find(place, MessageId(entry.identity.directory, entry.identity.name, entry.identity.tag))
+    if held is None:
+        raise StateConflict("it is moving", state=entry.state, remedy="try again")
+    try:
+        yield held
+    except OSError as error:
+        raise claim_error(place, error) from None
+    finally:
+        close_both(place, held.fd, held.lock_fd, names.base_of(held.name))
+
+
+def _take(place: Place, entry: Entry) -> _Held | None:
+    """None if it is elsewhere now. Raises NotFound, StateConflict, MessageUnreadable."""
+    dir_fd, name = _spot(place, entry)
+    base = names.base_of(name)
+    try:
+        fd = open_message(place, dir_fd, name)
+    except MessageGone:
+        return None
+    lock_fd = -1
+    try:
+        lock_fd = take_lock(place, fd, base)
+        leads_to(dir_fd, name, os.fstat(fd).st_ino)
+        now = entry_at(place, dir_fd, name, entry.file_name)
+        _same(now, entry)
+    except MessageBusy:
+        close_both(place, fd, lock_fd, base)
+        raise StateConflict("it is being sent", state=State.CLAIMED, remedy="try again when it is done") from None
+    except MessageGone:
+        close_both(place, fd, lock_fd, base)
+        return None
+    except BaseException:
+        close_both(place, fd, lock_fd, base)
+        raise
+    return _Held(dir_fd, name, now or entry, fd, lock_fd)
+
+
+def _same(now: Entry | None, entry: Entry) -> None:
+    if now is None or now.identity != entry.identity:
+        raise NotFound("message", entry.identity.id)
+
+
+def _spot(place: Place, entry: Entry) -> tuple[int, bytes]:
+    place_name, _, name = entry.file_name.rpartition(b"/")
+    if place_name == names.BADMAIL:
+        fd = place.badmail_fd()
+        if fd < 0:
+            raise NotFound("message", entry.identity.id)
+        return fd, name
+    return (place.root_fd if name.endswith(names.HOLD) else place.work_fd), name
+
+
+def _move(place: Place, held: _Held, state: State, sidecar: Sidecar | None, *, rewrite: bool = False) -> Entry:
+    """Write the sidecar under the new name if there is one or the name changes, then move and sync."""
+    now = held.entry
+    base = names.base_of(now.file_name)
+    while True:
+        target = first_free(targets(place, state, now.identity, base))
+        if now.sidecar is not None or rewrite or target.base != now.identity.name:
+            _write(place, [Draft(now.identity, target.file_name, sidecar or Sidecar(), _token(place, now))])
+        try:
+            move(place, held.dir_fd, held.name, target)
+        except FileExistsError:
+            continue
+        break
+    for fd in {held.dir_fd, target.dir_fd}:
+        sync_directory(place, fd)
+    return _entry(place, target, now)
+
+
+def _entry(place: Place, target: Target, before: Entry) -> Entry:
+    entry = entry_at(place, target.dir_fd, target.name, target.file_name)
+    if entry is None:
+        raise NotFound("message", before.identity.id)
+    return entry
+
+
+def _write(place: Place, drafts: list[Draft]) -> None:
+    place.sidecars.write(drafts)
+
+
+def _token(place: Place, entry: Entry) -> str:
+    """Kept, since recovery tells by it what was disposed of."""
+    record = place.sidecars.record_of(entry.identity.file_hash)
+    return "" if record is None else record.token
+
+
+def _due_now(sidecar: Sidecar) -> Sidecar:
+    return replace(sidecar, due_at=None)
+
+
+def _conflict(entry: Entry, remedy: str) -> StateConflict:
+    return StateConflict(f"the message is {entry.state}", state=entry.state, remedy=remedy)
+
+
+def _suggested(place: Place, name: bytes | str | None) -> bytes:
+    raw = os.fsencode(name) if isinstance(name, str) else name or b""
+    base = _UNSAFE.sub(b"_", raw.rpartition(b"/")[2]).lstrip(b".")[:200] or secrets.token_hex(16).encode()
+    if place.matches(base):
+        return base
+    for pattern in place.settings.patterns:
+        candidate = base + names.split_extension(os.fsencode(pattern).replace(b"*", b"x"))[1]
+        if place.matches(candidate):
+            return candidate
+    raise MessageRejected("5.3.5", "no file name of ours fits the directory's patterns", remedy="add *.eml to patterns")
+
+
+def _fill(place: Place, fd: int, chunks: Iterable[bytes]) -> None:
+    size, limit = 0, place.settings.max_message_bytes
+    for chunk in chunks:
+        size += len(chunk)
+        if size > limit:
+            raise MessageRejected("5.3.4", f"the message has more than max_message_bytes ({limit})")
+        write_all(fd, chunk)
+    if not size:
+        raise MessageRejected("5.6.0", "the message is empty")
+
+
+def _into(place: Place, spool_fd: int, temporary: bytes, base: bytes) -> bytes:
+    for name in names.alternatives(base):
+        with suppress(FileExistsError):
+            kernel.rename_noreplace(temporary, name, old_fd=spool_fd, new_fd=place.work_fd, features=place.features)
+            return name
+    raise FileExistsError(base)

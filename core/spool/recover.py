@@ -1,0 +1,243 @@
+"""Recovery: part of every start, and whenever the lock of a `.lck` can be had (spool.md, "Recovery").
+
+The lock of the file decides who recovers it, so several processes may do this at once, beside living owners. What is
+recovered becomes a claim of ours under the token of the dead owner's: a sidecar that bears this token shows that the
+claim was committed and disposed of, and only the rename remains.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from core.domain.message import MessageIdentity, State
+from core.errors import MessageError, RelayError
+from core.spool import kernel, names
+from core.spool.claim import claim, close_both, known, leads_to, open_message, release, stat_at, take_lock
+from core.spool.dispose import sync_directory, write_reason
+from core.spool.logread import Logged, OwnerLog, read_logs
+from core.spool.move import first_free, move, parse_target, targets
+from core.spool.place import Place
+from core.spool.sidecars import Draft, Record
+from core.spool.values import Claim, Opened, Recovered, Verdict
+
+_Key = tuple[bytes, int, int]
+
+
+def recover(place: Place) -> Iterator[Recovered]:
+    """Everything that dead owners left."""
+    yield from _Recovery(place).run(_locked_names(place))
+
+
+def orphans(place: Place) -> Iterator[Recovered]:
+    """What the last scan saw in `.lck` and nobody holds, and what could not be told before."""
+    candidates = [n for n in list(place.locked_names) if n not in place.claimed]
+    place.locked_names.clear()
+    free = [n for n in candidates if _lock_can_be_had(place, n)]
+    if free or place.dead_logs:
+        yield from _Recovery(place).run(free)
+
+
+def _locked_names(place: Place) -> Iterator[bytes]:
+    listing = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.work_fd)
+    try:
+        with os.scandir(listing) as entries:
+            for entry in entries:
+                if entry.name.endswith(".lck"):
+                    name = os.fsencode(entry.name)[: -len(names.LOCK)]
+                    if place.matches(name):
+                        yield name
+    finally:
+        os.close(listing)
+
+
+def _lock_can_be_had(place: Place, name: bytes) -> bool:
+    try:
+        fd = open_message(place, place.work_fd, name + names.LOCK)
+    except MessageError:
+        return False
+    lock_fd = -1
+    try:
+        lock_fd = take_lock(place, fd, name)
+    except (MessageError, OSError):
+        return False
+    finally:
+        close_both(place, fd, lock_fd, name)
+    return True
+
+
+class _Recovery:
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        place.sidecars.refresh()
+        fresh = read_logs(place.mpu_fd, but={place.log.owner, *place.dead_logs})
+        logs = [*place.dead_logs.values(), *fresh]
+        boots = {boot for log in logs if log.dead for boot in log.boots}
+        self.rebooted = bool(boots - {kernel.boot_id()})
+        self.boot_time = kernel.boot_time() or 0.0
+        self.latest: dict[_Key, Logged] = {}
+        for log in logs:
+            for logged in log.claims.values():
+                known_one = self.latest.get(logged.key)
+                if known_one is None or (known_one.at, known_one.number) < (logged.at, logged.number):
+                    self.latest[logged.key] = logged
+        for log in fresh:
+            if log.dead:
+                place.dead_logs[log.owner] = log
+            else:
+                log.close()
+
+    def run(self, locked: Iterable[bytes]) -> Iterator[Recovered]:
+        place = self.place
+        for name in locked:
+            if name not in place.claimed:
+                yield from self._adopt(name)
+        for log in list(place.dead_logs.values()):
+            for logged in list(log.claims.values()):
+                if self.latest.get(logged.key) is logged and logged.file_name not in place.claimed:
+                    yield from self._waiting(logged)
+        for log in list(place.dead_logs.values()):
+            self._let_go(log)
+
+    # --- one message -------------------------------------------------------------------------------------------------
+
+    def _adopt(self, name: bytes) -> Iterator[Recovered]:
+        """A `.lck` whose lock can be had."""
+        opened = self._open(name, name + names.LOCK)
+        if opened is None:
+            return
+        place = self.place
+        base = stat_at(place.work_fd, name)
+        if base is not None and base.st_ino == opened.inode:  # a kill between link and unlink
+            with suppress(OSError):
+                os.unlink(name, dir_fd=place.work_fd)
+        logged = self._logged(opened)
+        record = place.sidecars.record_of(opened.identity.file_hash)
+        if record is not None and self._disposed_but_for_the_move(opened, record, logged):
+            self._complete(opened, record, logged)
+            return
+        number = place.log.next_number()
+        token = logged.token if logged is not None else f"{place.log.owner}/{number}"
+        adopted = Claim(opened, number, token)
+        place.claimed[name] = adopted
+        yield self._verdict(adopted, logged)
+
+    def _waiting(self, logged: Logged) -> Iterator[Recovered]:
+        """A name that waits, with an outcome that was not disposed of: the rename to `.lck` did not reach the disk."""
+        place = self.place
+        found = stat_at(place.work_fd, logged.file_name)
+        if found is None or (found.st_mtime_ns, found.st_size) != (logged.mtime_ns, logged.size):
+            return
+        opened = self._open(logged.file_name, logged.file_name)
+        if opened is None:
+            return
+        record = place.sidecars.record_of(opened.identity.file_hash)
+        if record is not None and record.token == logged.token:
+            release(opened)
+            place.forget_dead(logged.token)
+            return
+        if self._logged(opened) is not logged:
+            release(opened)
+            return
+        try:
+            claimed = claim(place, opened)
+        except RelayError as error:
+            place.stuck[opened.identity] = error.detail  # sent or unknown, and it can't be moved: never sent again
+            return
+        claimed.token = logged.token
+        yield self._verdict(claimed, logged)
+
+    def _open(self, name: bytes, file_name: bytes) -> Opened | None:
+        """Open and lock; None if somebody holds it or it can't be had."""
+        place = self.place
+        try:
+            fd = open_message(place, place.work_fd, file_name)
+        except MessageError:
+            return None
+        lock_fd = -1
+        try:
+            lock_fd = take_lock(place, fd, name)
+            found = os.fstat(fd)
+            leads_to(place.work_fd, file_name, found.st_ino)
+            identity = MessageIdentity(place.settings.name, name, found.st_mtime_ns, found.st_size)
+            logged = self.latest.get((name, found.st_mtime_ns, found.st_size))
+            if logged is None:
+                identity, sidecar = known(place, place.prefix + name, identity)
+            else:
+                identity = MessageIdentity(place.settings.name, logged.arrival_name, found.st_mtime_ns, found.st_size)
+                record = place.sidecars.record_of(identity.file_hash)
+                read = None if record is None else place.sidecars.read(record)
+                sidecar = None if read is None else read[1]
+            return Opened(place, fd, identity, name, found.st_ino, found.st_mtime, sidecar, None, lock_fd)
+        except (MessageError, OSError):
+            close_both(place, fd, lock_fd, name)
+            return None
+
+    def _logged(self, opened: Opened) -> Logged | None:
+        return self.latest.get((opened.file_name, opened.identity.mtime_ns, opened.identity.size))
+
+    def _verdict(self, claimed: Claim, logged: Logged | None) -> Recovered:
+        changed = os.fstat(claimed.fd).st_ctime  # the rename to .lck
+        restarted = self.rebooted or changed < self.boot_time
+        if logged is None:
+            return Recovered(claimed, Verdict.UNKNOWN if restarted else Verdict.UNTOUCHED, restarted=restarted)
+        return Recovered(
+            claimed,
+            Verdict.UNKNOWN if logged.begun else Verdict.SETTLED,
+            outcomes=tuple(logged.outcomes.values()),
+            unknown=tuple(logged.begun),
+            restarted=restarted,
+        )
+
+    # --- what was committed ------------------------------------------------------------------------------------------
+
+    def _disposed_but_for_the_move(self, opened: Opened, record: Record, logged: Logged | None) -> bool:
+        if logged is not None:
+            return record.token == logged.token
+        return record.file_name != self.place.prefix + opened.file_name
+
+    def _complete(self, opened: Opened, record: Record, logged: Logged | None) -> None:
+        """The sidecar says where it goes."""
+        place, locked = self.place, opened.file_name + names.LOCK
+        sidecar = opened.sidecar
+        try:
+            target = parse_target(place, record.file_name)
+            there = stat_at(target.dir_fd, target.name)
+            if there is not None and there.st_ino != opened.inode and sidecar is not None:
+                target = first_free(targets(place, target.state, opened.identity, opened.file_name))
+                place.sidecars.write([Draft(opened.identity, target.file_name, sidecar, record.token)])
+            if target.state is State.BADMAIL and stat_at(target.dir_fd, names.reason_name(target.base)) is None:
+                write_reason(target, sidecar.reason if sidecar is not None else "")
+            move(place, place.work_fd, locked, target)
+            for fd in {place.work_fd, target.dir_fd}:
+                sync_directory(place, fd)
+        except OSError:
+            place.locked_names.add(opened.file_name)  # another time
+        else:
+            if logged is not None:
+                place.forget_dead(logged.token)
+        finally:
+            release(opened)
+
+    def _let_go(self, log: OwnerLog) -> None:
+        """Forget claims of a dead log that are where they belong; it goes with the last of them."""
+        place = self.place
+        for logged in list(log.claims.values()):
+            mine = place.claimed.get(logged.file_name)
+            if mine is not None and mine.token == logged.token:
+                continue
+            if self.latest.get(logged.key) is logged and self._still_there(logged):
+                continue
+            place.forget_dead(logged.token)
+        if not log.claims and place.dead_logs.pop(log.owner, None) is not None:
+            with suppress(OSError):
+                log.remove(place.mpu_fd)
+            log.close()
+
+    def _still_there(self, logged: Logged) -> bool:
+        for name in (logged.file_name + names.LOCK, logged.file_name):
+            found = stat_at(self.place.work_fd, name)
+            if found is not None and (found.st_mtime_ns, found.st_size) == (logged.mtime_ns, logged.size):
+                return True
+        return False

@@ -1,0 +1,201 @@
+"""Scan, count and list a directory: streaming, unsorted, in constant memory; a scan makes no stat of everything."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Generator, Iterator
+from contextlib import closing
+
+from core.domain.message import MessageId, MessageIdentity, State
+from core.errors import NotFound
+from core.spool import names
+from core.spool.claim import known, stat_at
+from core.spool.place import Place, unavailable
+from core.spool.values import Counts, Entry
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_VERIFIED_A_SCAN = 10_000  # deferred names that are looked at, since another message may have taken the name
+_BADMAIL_PREFIX = names.BADMAIL + b"/"
+
+
+def listing(dir_fd: int) -> Generator[bytes, None, None]:
+    """Names in a directory, streaming. Raises OSError."""
+    fd = os.open(b".", _DIRECTORY, dir_fd=dir_fd)  # its own position, unlike a dup
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                yield os.fsencode(entry.name)
+    finally:
+        os.close(fd)
+
+
+class Scan:
+    """One pass over what waits."""
+
+    def __init__(self, place: Place, number: int) -> None:
+        self.place = place
+        self.number = number
+        self.counts: Counts | None = None  # by name, once the pass is whole
+
+    def names(self) -> Iterator[bytes]:
+        """Names that are due. Raises DirectoryUnavailable."""
+        place = self.place
+        place.check_path()
+        try:
+            place.sidecars.refresh()
+            due, deferred, held, locked = 0, 0, 0, set()
+            now, due_at_of, prefix, matches = place.clock.now(), place.sidecars.due_at, place.prefix, place.matches
+            share = len(place.sidecars) // _VERIFIED_A_SCAN + 1
+            with closing(listing(place.work_fd)) as all_names:
+                for name in all_names:
+                    if matches(name):
+                        due_at = due_at_of(prefix + name)
+                        if due_at is not None and due_at > now:
+                            look = (deferred + self.number) % share == 0
+                            if not look or self._is_of_its_sidecar(name):
+                                deferred += 1
+                                continue
+                        due += 1
+                        yield name
+                    elif name.endswith(names.LOCK) and matches(name[:-4]):
+                        locked.add(name[:-4])
+                    elif name.endswith(names.HOLD) and matches(name[:-5]):
+                        held += 1
+            place.locked_names = {n for n in locked if n not in place.claimed}
+            if place.prefix:
+                held = sum(1 for n in listing(place.root_fd) if n.endswith(names.HOLD))
+            badmail = sum(1 for _ in _dead(place))
+        except OSError as error:
+            raise unavailable(place.settings.path, error) from None
+        self.counts = Counts(waiting=due, claimed=len(locked), deferred=deferred, held=held, badmail=badmail)
+
+    def _is_of_its_sidecar(self, name: bytes) -> bool:
+        place = self.place
+        found = stat_at(place.work_fd, name)
+        return found is None or place.sidecars.belongs(place.prefix + name, found.st_mtime_ns, found.st_size)
+
+
+def count(place: Place, *, stat_limit: int) -> Counts:
+    """A pass of its own. Raises DirectoryUnavailable."""
+    place.check_path()
+    place.sidecars.refresh()
+    now, tally = place.clock.now(), Counter[State]()
+    size, oldest, looked = 0, None, 0
+    try:
+        for state, dir_fd, name, file_name in everything(place):
+            if state is State.WAITING:
+                due_at = place.sidecars.due_at(file_name)
+                if due_at is not None and due_at > now:
+                    state = State.DEFERRED  # the name told us no more
+            tally[state] += 1
+            looked += 1
+            if looked <= stat_limit and (found := stat_at(dir_fd, name)) is not None:
+                size += found.st_size
+                if state in (State.WAITING, State.DEFERRED):
+                    oldest = found.st_mtime if oldest is None else min(oldest, found.st_mtime)
+    except OSError as error:
+        raise unavailable(place.settings.path, error) from None
+    cheap = looked <= stat_limit
+    return Counts(
+        waiting=tally[State.WAITING],
+        claimed=tally[State.CLAIMED],
+        deferred=tally[State.DEFERRED],
+        held=tally[State.HELD],
+        badmail=tally[State.BADMAIL],
+        size_bytes=size if cheap else None,
+        oldest_mtime=oldest if cheap else None,
+    )
+
+
+def everything(place: Place) -> Iterator[tuple[State, int, bytes, bytes]]:
+    """State by name (deferred ones as waiting), directory, name in it, name relative to the pickup directory."""
+    matches = place.matches
+    for name in listing(place.work_fd):
+        if matches(name):
+            yield State.WAITING, place.work_fd, name, place.prefix + name
+        elif name.endswith(names.LOCK) and matches(name[:-4]):
+            yield State.CLAIMED, place.work_fd, name, place.prefix + name
+        elif not place.prefix and name.endswith(names.HOLD) and matches(name[:-5]):
+            yield State.HELD, place.work_fd, name, name
+    if place.prefix:
+        for name in listing(place.root_fd):
+            if name.endswith(names.HOLD) and matches(name[:-5]):
+                yield State.HELD, place.root_fd, name, name
+    for name in _dead(place):
+        yield State.BADMAIL, place.badmail_fd(), name, _BADMAIL_PREFIX + name
+
+
+def _dead(place: Place) -> Iterator[bytes]:
+    fd = place.badmail_fd()
+    if fd >= 0:
+        for name in listing(fd):
+            if name[:1] != b"." and not name.endswith(names.REASON):
+                yield name
+
+
+def entries(place: Place, states: Collection[State] | None) -> Iterator[Entry]:
+    """Raises DirectoryUnavailable."""
+    place.check_path()
+    place.sidecars.refresh()
+    try:
+        for state, dir_fd, name, file_name in everything(place):
+            if states is not None and state not in states and not (state is State.WAITING and State.DEFERRED in states):
+                continue
+            entry = entry_at(place, dir_fd, name, file_name)
+            if entry is not None and (states is None or entry.state in states):
+                yield entry
+    except OSError as error:
+        raise unavailable(place.settings.path, error) from None
+
+
+def entry_at(place: Place, dir_fd: int, name: bytes, file_name: bytes) -> Entry | None:
+    """The message that lies there now; None if there is none. Raises OSError."""
+    found = stat_at(dir_fd, name)
+    if found is None:
+        return None
+    plain = file_name[: -len(names.LOCK)] if name.endswith(names.LOCK) else file_name
+    raw = MessageIdentity(place.settings.name, names.base_of(file_name), found.st_mtime_ns, found.st_size)
+    identity, sidecar = known(place, plain, raw)
+    state = State.WAITING
+    if name.endswith(names.LOCK):
+        state = State.CLAIMED
+        mine = place.claimed.get(names.base_of(file_name))
+        identity = mine.identity if mine is not None else identity
+    elif file_name.startswith(_BADMAIL_PREFIX):
+        state = State.BADMAIL
+    elif name.endswith(names.HOLD):
+        state = State.HELD
+    elif sidecar is not None and sidecar.due_at is not None and sidecar.due_at > place.clock.now():
+        state = State.DEFERRED
+    return Entry(identity, state, file_name, found.st_size, found.st_mtime, sidecar)
+
+
+def find(place: Place, message_id: MessageId) -> Entry:
+    """In whatever state it is. Raises NotFound, DirectoryUnavailable."""
+    place.check_path()
+    try:
+        place.sidecars.refresh()
+        bases = [message_id.name]
+        record = place.sidecars.record_of(message_id.file_hash)
+        if record is not None:
+            bases.insert(0, names.base_of(record.file_name))
+        bases += [c.file_name for c in list(place.claimed.values()) if c.identity.name == message_id.name]
+        for base in dict.fromkeys(bases):
+            for dir_fd, name, file_name in spots(place, base):
+                if dir_fd < 0:
+                    continue
+                entry = entry_at(place, dir_fd, name, file_name)
+                if entry is not None and (entry.identity.name, entry.identity.tag) == (message_id.name, message_id.tag):
+                    return entry
+    except OSError as error:
+        raise unavailable(place.settings.path, error) from None
+    raise NotFound("message", message_id.id)
+
+
+def spots(place: Place, base: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """All places where a message of this plain name can lie."""
+    yield place.work_fd, base, place.prefix + base
+    yield place.work_fd, base + names.LOCK, place.prefix + base + names.LOCK
+    yield place.root_fd, base + names.HOLD, base + names.HOLD
+    yield place.badmail_fd(), base, _BADMAIL_PREFIX + base

@@ -1,0 +1,5 @@
+"""To come."""
+
+
+def explain() -> None:
+    """To come."""

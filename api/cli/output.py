@@ -1,0 +1,116 @@
+"""What the command line shows: tables and sentences for people, JSON for programs, complaints on standard error."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from core.logs import escape
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_ACCOUNT = 3
+EXIT_UNREACHABLE = 4
+EXIT_INTERRUPTED = 130
+
+
+WIDE = 1000  # columns where nobody looks: a pipe or file gets one line a row
+_WHOLE = ("id", "time", "created", "expires", "last used", "arrived", "due", "started at", "state", "status", "oldest")
+
+
+def out() -> Console:
+    """Standard output; made anew so that it goes where sys.stdout leads now."""
+    width = None if sys.stdout.isatty() else WIDE
+    return Console(width=width, soft_wrap=True, highlight=False, emoji=False, markup=False)
+
+
+def err() -> Console:
+    return Console(stderr=True, soft_wrap=True, highlight=False, emoji=False, markup=False)
+
+
+def say(text: str) -> None:
+    """A sentence on standard output."""
+    out().print(Text(escape_lines(text)))
+
+
+def complain(detail: str, remedy: str = "") -> None:
+    """What is wrong, and on the next line what to do about it, on standard error."""
+    err().print(Text(escape_lines(f"mpu: {detail}")))
+    if remedy:
+        err().print(Text(escape_lines(f"     {remedy}")))
+
+
+def escape_lines(text: str) -> str:
+    return "\n".join(escape(line) for line in text.split("\n"))
+
+
+_UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def show_json(value: object) -> None:
+    """One JSON document, with everything escaped that could steer a terminal."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
+    sys.stdout.write(_UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
+    """A plain table; None is an empty cell. Columns named in `right` are numbers."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        shown.add_column(
+            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in _WHOLE
+        )
+    for row in rows:
+        shown.add_row(*(Text(cell(value)) for value in row))
+    return shown
+
+
+def cell(value: object) -> str:
+    if value is None or value == "":
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(cell, value))
+    return escape(str(value))
+
+
+def local_time(text: str | None) -> str:
+    """An RFC 3339 time of the API as local time, to the second."""
+    if not text:
+        return ""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return escape(text)
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as 12 s, 3 min, 4 h, 5 d."""
+    if seconds is None:
+        return ""
+    for limit, size, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86_400:.0f} d"
+
+
+def size(octets: int | None) -> str:
+    """Octets as 12 B, 3.4 KiB, 5.6 MiB."""
+    if octets is None:
+        return ""
+    value = float(octets)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    raise AssertionError("unreachable")

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from api.cli.client import Failed, base_url, find_key
+
+
+@pytest.mark.parametrize(
+    ("url", "environ", "expected"),
+    [
+        (None, {}, "http://127.0.0.1:8025"),
+        (None, {"MPU_HOST": "0.0.0.0", "MPU_PORT": "9000"}, "http://127.0.0.1:9000"),
+        (None, {"MPU_HOST": "::"}, "http://[::1]:8025"),
+        (None, {"MPU_TLS_CERTIFICATE_FILE": "/c", "MPU_ROOT_PATH": "/mpu"}, "https://127.0.0.1:8025/mpu"),
+        ("relay.example.org:8025", {"MPU_PORT": "1"}, "http://relay.example.org:8025"),
+        ("https://relay.example.org/mpu/", {}, "https://relay.example.org/mpu"),
+    ],
+)
+def test_where_the_service_is(url: str | None, environ: dict[str, str], expected: str) -> None:
+    assert base_url(url, environ) == expected
+
+
+def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "named").write_text("named\n")
+    (tmp_path / "var").mkdir()
+    (tmp_path / "var" / "api-key").write_text("demo\n")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "api-key").write_text("data\n")
+    assert find_key(None, {}) == "demo"
+    assert find_key(None, {"MPU_DATA_DIR": str(tmp_path / "data")}) == "data"
+    assert find_key(None, {"MPU_API_KEY": "given", "MPU_DATA_DIR": "data"}) == "given"
+    assert find_key(tmp_path / "named", {"MPU_API_KEY": "given"}) == "named"
+
+
+def test_a_missing_key_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "api-key").write_text(" \n")
+    with pytest.raises(Failed):
+        find_key(None, {"MPU_DATA_DIR": str(tmp_path)})
+    shown = capsys.readouterr().err
+    assert "api-key: empty" in shown
+    assert "MPU_API_KEY" in shown

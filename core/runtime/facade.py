@@ -218,6 +218,8 @@ class Saved(Generic[T]):
 class Accounts(Protocol):
     """Accounts as settings (core/runtime/accounts.py).
 
+    `if_match`: versions of which one must be the saved one, "*" for any; None: no matter. Raises PreconditionFailed.
+
     `password` in a change: absent keeps the saved one, None removes it. A check that fails saves nothing and raises
     CheckFailed.
     """
@@ -230,17 +232,33 @@ class Accounts(Protocol):
         """With the password, for delivery and checks."""
         ...
 
+    async def examine(self, account: Account) -> None:
+        """Whether these settings may be used at all (port, host, sense). Raises InvalidSettings."""
+        ...
+
     async def create(self, account: Account, actor: Actor, *, check: bool = False) -> Saved[AccountView]: ...
 
     async def replace(
-        self, account: Account, actor: Actor, *, keep_password: bool, if_match: str | None = None, check: bool = False
+        self,
+        account: Account,
+        actor: Actor,
+        *,
+        keep_password: bool,
+        if_match: Sequence[str] | None = None,
+        check: bool = False,
     ) -> Saved[AccountView]: ...
 
     async def change(
-        self, name: str, changes: Mapping[str, Any], actor: Actor, *, if_match: str | None = None, check: bool = False
+        self,
+        name: str,
+        changes: Mapping[str, Any],
+        actor: Actor,
+        *,
+        if_match: Sequence[str] | None = None,
+        check: bool = False,
     ) -> Saved[AccountView]: ...
 
-    async def delete(self, name: str, actor: Actor, *, if_match: str | None = None) -> None: ...
+    async def delete(self, name: str, actor: Actor, *, if_match: Sequence[str] | None = None) -> None: ...
 
 
 class Directories(Protocol):
@@ -253,14 +271,14 @@ class Directories(Protocol):
     async def create(self, directory: Directory, actor: Actor) -> Saved[DirectoryView]: ...
 
     async def replace(
-        self, directory: Directory, actor: Actor, *, if_match: str | None = None
+        self, directory: Directory, actor: Actor, *, if_match: Sequence[str] | None = None
     ) -> Saved[DirectoryView]: ...
 
     async def change(
-        self, name: str, changes: Mapping[str, Any], actor: Actor, *, if_match: str | None = None
+        self, name: str, changes: Mapping[str, Any], actor: Actor, *, if_match: Sequence[str] | None = None
     ) -> Saved[DirectoryView]: ...
 
-    async def delete(self, name: str, actor: Actor, *, if_match: str | None = None) -> None: ...
+    async def delete(self, name: str, actor: Actor, *, if_match: Sequence[str] | None = None) -> None: ...
 
 
 class Keys(Protocol):
@@ -331,20 +349,47 @@ class Sandbox(Protocol):
 class RelayFacade(Protocol):
     """The relay as the HTTP interface sees it."""
 
-    accounts: Accounts
-    directories: Directories
-    keys: Keys
-    audit: Audit
-    history: History
-    queue: Queue
-    messages: Messages
-    drains: Drains
-    operations: Operations
-    alerts: Alerts
-    pauses: Pauses
-    checks: Checks
-    runtime_settings: RuntimeSettings
-    sandbox: Sandbox | None  # only with --demo
+    @property
+    def accounts(self) -> Accounts: ...
+
+    @property
+    def directories(self) -> Directories: ...
+
+    @property
+    def keys(self) -> Keys: ...
+
+    @property
+    def audit(self) -> Audit: ...
+
+    @property
+    def history(self) -> History: ...
+
+    @property
+    def queue(self) -> Queue: ...
+
+    @property
+    def messages(self) -> Messages: ...
+
+    @property
+    def drains(self) -> Drains: ...
+
+    @property
+    def operations(self) -> Operations: ...
+
+    @property
+    def alerts(self) -> Alerts: ...
+
+    @property
+    def pauses(self) -> Pauses: ...
+
+    @property
+    def checks(self) -> Checks: ...
+
+    @property
+    def runtime_settings(self) -> RuntimeSettings: ...
+
+    @property
+    def sandbox(self) -> Sandbox | None: ...  # only with --demo
 
     async def start(self) -> None:
         """Migrated database, recovery, then scheduler and watch. Called by the application's lifespan."""

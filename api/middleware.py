@@ -1,0 +1,109 @@
+"""What is asked of every request before routing, and said with every answer.
+
+Bodies are capped (by Content-Length at once, else while they come in). A body without Content-Type, or with the one
+that `curl -d` sends, is read as JSON; other kinds are refused where JSON is needed. Answers tell browsers to guess and
+frame nothing.
+"""
+
+from __future__ import annotations
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import TOO_LARGE, WRONG_MEDIA_TYPE, problem
+
+FORM = b"application/x-www-form-urlencoded"
+JSON = b"application/json"
+ANY_BODY = frozenset({"/messages", "/messages/explain"})  # message/rfc822
+STREAMED = frozenset({"/messages"})  # has a limit of its own
+HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+)
+NO_PAGE_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+NOT_STORED = (b"cache-control", b"no-store")
+
+
+class RequestRules:
+    """ASGI middleware with the rules of this module's text. Sizes in octets."""
+
+    def __init__(self, app: ASGIApp, *, max_request_bytes: int, max_mail_bytes: int) -> None:
+        self._app = app
+        self._max_request_bytes = max_request_bytes
+        self._max_mail_bytes = max_mail_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        limit = self._max_mail_bytes if path in ANY_BODY else self._max_request_bytes
+        length = _content_length(scope)
+        if length is not None and length > limit:
+            answer = problem(TOO_LARGE, f"{length} octets; at most {limit} are taken", remedy=_remedy(path))
+            await answer(scope, receive, _with_headers(send))
+            return
+        if path not in ANY_BODY and scope["method"] in ("POST", "PUT", "PATCH"):
+            kind = _media_type(scope)
+            if kind in (b"", FORM):
+                scope = {**scope, "headers": [*_without_type(scope), (b"content-type", JSON)]}
+            elif kind != JSON and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
+                answer = problem(WRONG_MEDIA_TYPE, "JSON is needed", remedy="Send Content-Type: application/json.")
+                await answer(scope, receive, _with_headers(send))
+                return
+        if path not in STREAMED:
+            receive = _capped(receive, limit, path)
+        await self._app(scope, receive, _with_headers(send))
+
+
+def _remedy(path: str) -> str:
+    return "Raise MPU_MAX_SUBMIT_BYTES." if path in ANY_BODY else "Raise MPU_MAX_REQUEST_BYTES."
+
+
+def _content_length(scope: Scope) -> int | None:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value[:20])
+    return None
+
+
+def _media_type(scope: Scope) -> bytes:
+    for name, value in scope["headers"]:
+        if name == b"content-type":
+            return bytes(value.split(b";", 1)[0].strip().lower())
+    return b""
+
+
+def _without_type(scope: Scope) -> list[tuple[bytes, bytes]]:
+    return [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+
+
+def _capped(receive: Receive, limit: int, path: str) -> Receive:
+    """Counts what comes in; raises the 413 that FastAPI passes on as it is."""
+    seen = 0
+
+    async def counted() -> Message:
+        nonlocal seen
+        message = await receive()
+        if message["type"] == "http.request":
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                raise HTTPException(413, f"more than {limit} octets are not taken. {_remedy(path)}")
+        return message
+
+    return counted
+
+
+def _with_headers(send: Send) -> Send:
+    """Adds the headers of every answer, where the answer has none of its own."""
+
+    async def adding(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = list(message.get("headers", ()))
+            there = {name.lower() for name, _ in headers}
+            headers += [item for item in (*HEADERS, NO_PAGE_POLICY, NOT_STORED) if item[0] not in there]
+            message = {**message, "headers": headers}
+        await send(message)
+
+    return adding

@@ -1,0 +1,121 @@
+"""What all shapes share: strictness of what comes in, the form of what goes out."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+
+from core.runtime.views import Page
+
+T = TypeVar("T")
+V = TypeVar("V")
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+MAX_TIME = 253_402_300_799.0  # end of the year 9999
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)")
+
+
+class In(BaseModel):
+    """What a client sends: unknown fields are errors, types are not guessed, values never shown back."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class Out(BaseModel):
+    """What goes out, read from the relay's frozen views. Every field is always there."""
+
+    model_config = ConfigDict(
+        extra="ignore", from_attributes=True, json_schema_serialization_defaults_required=True, frozen=True
+    )
+
+
+def show_time(seconds: float) -> str:
+    """RFC 3339, UTC, milliseconds: 2026-03-01T02:03:04.567Z."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def read_time(text: object) -> float:
+    """Seconds since the epoch of an RFC 3339 time with its offset. Raises ValueError."""
+    if not isinstance(text, str) or not _RFC3339.fullmatch(text):
+        raise ValueError("must be an RFC 3339 time with its offset, as 2026-03-01T02:00:00Z")
+    try:
+        seconds = datetime.fromisoformat(text.upper()).timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError("is no time of the calendar") from None
+    if not 0 <= seconds <= MAX_TIME:
+        raise ValueError("must lie after 1970 and before the year 10000")
+    return seconds
+
+
+def read_future(text: object) -> float:
+    """As `read_time`, later than now. The wall clock is the one that the time is meant for."""
+    seconds = read_time(text)
+    if seconds <= datetime.now(UTC).timestamp():
+        raise ValueError("must lie in the future")
+    return seconds
+
+
+_TIME_SCHEMA = {"type": "string", "format": "date-time"}
+Time = Annotated[float, PlainSerializer(show_time, return_type=str), WithJsonSchema(_TIME_SCHEMA)]
+TimeIn = Annotated[float, BeforeValidator(read_time), WithJsonSchema(_TIME_SCHEMA)]
+FutureTimeIn = Annotated[float, BeforeValidator(read_future), WithJsonSchema(_TIME_SCHEMA)]
+
+
+def _short(seconds: float) -> float:
+    return round(seconds, 3) if math.isfinite(seconds) else 0.0
+
+
+Seconds = Annotated[float, PlainSerializer(_short, return_type=float)]
+
+Name = Annotated[
+    str,
+    Field(
+        pattern=NAME_PATTERN,
+        description="Lower-case letters, digits and hyphens, at most 63, chosen by you and unchangeable.",
+    ),
+]
+
+
+class ListOut(BaseModel, Generic[T]):
+    """One page. `next` is the cursor to ask for the page behind it, null on the last."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
+    items: list[T]
+    next: str | None = Field(
+        default=None, description="Give it as `cursor` to get the page behind this one; null: the last."
+    )
+
+
+def page_out(page: Page[V], show: Callable[[V], T]) -> dict[str, Any]:
+    """A page of views as a page of shapes."""
+    return {"items": [show(item) for item in page.items], "next": page.next}
+
+
+class Pause(Out):
+    """Why it stands still."""
+
+    by: str = Field(description="operator: an act; service: MPU itself.")
+    code: str = Field(description="Stable word for the reason: operator, login_refused, quota, ...")
+    reason: str
+    since: Time
+    until: Time | None = Field(description="When it ends by itself; null: not before somebody resumes or edits it.")
+    remedy: str
+
+
+class PauseIn(In):
+    """How to pause. All optional; an empty body will do."""
+
+    reason: str = Field(default="", max_length=500, description="Shown wherever the pause is.")
+    until: FutureTimeIn | None = Field(default=None, description="Ends by itself then; null: not before it is resumed.")
+
+
+class PauseState(Out):
+    """Whether it stands still now."""
+
+    pause: Pause | None

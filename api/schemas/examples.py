@@ -1,0 +1,163 @@
+"""Named examples for the bodies, in the words of http.md; shown by Swagger UI, and tried by a test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Examples = dict[str, Any]
+
+
+def _example(summary: str, value: object, description: str = "") -> dict[str, object]:
+    entry: dict[str, object] = {"summary": summary, "value": value}
+    if description:
+        entry["description"] = description
+    return entry
+
+
+_OWN_SERVER = {
+    "name": "office",
+    "host": "smtp.example.org",
+    "port": 587,
+    "security": "starttls",
+    "username": "relay@example.org",
+    "password": "correct horse battery staple",
+}
+
+ACCOUNT_CREATE: Examples = {
+    "own_server": _example("An own server", _OWN_SERVER),
+    "office365": _example(
+        "Office 365",
+        {
+            "name": "office365",
+            "host": "smtp.office365.com",
+            "port": 587,
+            "security": "starttls",
+            "auth": "login",
+            "username": "relay@example.org",
+            "password": "an app password",
+            "from_address": "relay@example.org",
+            "from_policy": "reply_to",
+            "max_connections": 3,
+        },
+        "Three connections and 30 messages a minute; login with a password is off by default from the end of 2026.",
+    ),
+    "gmail": _example(
+        "Gmail",
+        {
+            "name": "gmail",
+            "host": "smtp.gmail.com",
+            "port": 465,
+            "security": "tls",
+            "username": "relay@example.org",
+            "password": "abcd efgh ijkl mnop",
+            "recipients_per_message": 100,
+        },
+        "Needs an app password. 2,000 messages a day with Workspace.",
+    ),
+    "ses": _example(
+        "Amazon SES",
+        {
+            "name": "ses",
+            "host": "email-smtp.eu-central-1.amazonaws.com",
+            "port": 587,
+            "security": "starttls",
+            "username": "AKIAEXAMPLE",
+            "password": "the SMTP password, not the secret key",
+            "recipients_per_message": 50,
+        },
+    ),
+}
+
+ACCOUNT_PUT: Examples = {
+    "own_server": _example(
+        "The whole account; the password stays",
+        {"host": "smtp.example.org", "port": 587, "security": "starttls", "username": "relay@example.org"},
+    ),
+}
+
+ACCOUNT_UPDATE: Examples = {
+    "password_rotation": _example("A new password", {"password": "a new password"}),
+    "slower": _example("Fewer connections", {"max_connections": 2}),
+    "default": _example("Back to the default", {"helo_name": None}),
+}
+
+ACCOUNT_TRY: Examples = {
+    "own_server": _example("An own server", {key: value for key, value in _OWN_SERVER.items() if key != "name"}),
+}
+
+DIRECTORY_CREATE: Examples = {
+    "dotnet": _example(
+        ".NET: SpecifiedPickupDirectory",
+        {"name": "shop", "path": "/var/spool/mpu/shop", "accounts": ["office"]},
+    ),
+    "iis": _example(
+        "IIS SMTP: any file name",
+        {
+            "name": "iis",
+            "path": "/var/spool/mpu/iis",
+            "accounts": ["office"],
+            "patterns": ["*"],
+            "dot_stuffing": "stuffed",
+        },
+    ),
+    "maildir": _example(
+        "Maildir",
+        {"name": "maildir", "path": "/var/spool/mpu/maildir", "accounts": ["office"], "format": "maildir"},
+    ),
+    "nightly": _example(
+        "Nightly at two",
+        {
+            "name": "newsletter",
+            "path": "/var/spool/mpu/newsletter",
+            "accounts": ["office"],
+            "schedule": "0 2 * * *",
+            "schedule_timezone": "Europe/Vienna",
+            "watch": False,
+        },
+        "With `watch` false mail goes only at the scheduled runs and drains.",
+    ),
+}
+
+DIRECTORY_PUT: Examples = {
+    "whole": _example("The whole directory", {"path": "/var/spool/mpu/shop", "accounts": ["office", "ses"]}),
+}
+
+DIRECTORY_UPDATE: Examples = {
+    "second_account": _example("A second account that helps out", {"accounts": ["office", "ses"]}),
+    "nightly": _example("Nightly at two instead of the interval", {"schedule": "0 2 * * *"}),
+    "default": _example("Back to the default interval", {"schedule": None}),
+}
+
+PAUSE: Examples = {
+    "maintenance": _example(
+        "Until the provider's maintenance is over",
+        {"reason": "maintenance of the provider", "until": "2099-01-01T06:00:00Z"},
+    ),
+    "open_end": _example("Until it is resumed", {"reason": "too many complaints"}),
+}
+
+DRAIN: Examples = {
+    "everything": _example("Everything that is due", {}),
+    "one_directory": _example("One directory, deferred mail too", {"directories": ["shop"], "include_deferred": True}),
+}
+
+BULK: Examples = {
+    "requeue_dry_run": _example(
+        "Send dead mail of an account again: count only",
+        {"filter": {"state": "badmail", "account": "office"}, "dry_run": True},
+    ),
+    "requeue": _example("The same in earnest", {"filter": {"state": "badmail", "account": "office"}}),
+    "domain": _example("All mail for a domain", {"filter": {"recipient": "@example.org"}}),
+}
+
+TEST_MESSAGE: Examples = {"postmaster": _example("To the postmaster", {"to": "postmaster@example.org"})}
+
+KEY: Examples = {
+    "application": _example(
+        "An application that hands mails over by HTTP",
+        {"name": "shop", "scopes": ["submit"], "directories": ["shop"]},
+    ),
+    "monitoring": _example("Monitoring", {"name": "prometheus", "scopes": ["read"]}),
+}
+
+SETTINGS: Examples = {"history": _example("Keep the history for a year", {"history_days": 365})}

@@ -1,0 +1,147 @@
+"""The service itself over the wire: alerts, health, version, keys, audit, settings, sandbox."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from api.schemas.base import NAME_PATTERN, FutureTimeIn, In, Out, Time
+
+ScopeWord = Literal["read", "operate", "admin", "submit"]
+
+
+class AlertPublic(Out):
+    """Something that a person should know now."""
+
+    code: str
+    severity: Literal["warning", "error", "critical"]
+    blame: Literal["message", "recipient", "sender", "account", "transient"] | None
+    directory: str | None
+    account: str | None
+    since: Time
+    messages_affected: int | None
+    detail: str
+    remedy: str
+
+
+class AlertsPublic(Out):
+    """Worst first."""
+
+    items: list[AlertPublic]
+    next: None = None
+
+
+class LivePublic(Out):
+    """One word."""
+
+    status: Literal["live"] = "live"
+
+
+class ReadyPublic(Out):
+    """One word."""
+
+    status: Literal["ready", "degraded", "unavailable"]
+
+
+class HealthPartPublic(Out):
+    """One thing that must work."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class HealthPublic(Out):
+    """How the relay is, part by part."""
+
+    status: Literal["ready", "degraded", "unavailable"]
+    parts: list[HealthPartPublic]
+
+
+class VersionPublic(Out):
+    """What runs here."""
+
+    version: str
+    python: str
+    platform: str
+    database_revision: str | None
+    started_at: Time
+
+
+class KeyIn(In):
+    """A new API key."""
+
+    name: str = Field(
+        min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$", description="For people and the audit."
+    )
+    scopes: list[ScopeWord] = Field(
+        min_length=1,
+        max_length=4,
+        description="read < operate < admin; submit: only POST /messages, to the key's directories.",
+    )
+    directories: list[Annotated[str, Field(pattern=NAME_PATTERN)]] = Field(
+        default_factory=list, max_length=100, description="Limits the scope submit; empty: every directory."
+    )
+    expires_at: FutureTimeIn | None = Field(default=None, description="null: never.")
+
+    @field_validator("scopes", "directories")
+    @classmethod
+    def _once(cls, value: list[str]) -> list[str]:
+        return list(dict.fromkeys(value))
+
+
+class KeyPublic(Out):
+    """An API key, without the key."""
+
+    id: int
+    name: str
+    prefix: str = Field(description="Its first characters, to tell keys apart.")
+    scopes: list[ScopeWord]
+    directories: list[str]
+    created_at: Time
+    expires_at: Time | None
+    last_used_at: Time | None = Field(description="To the minute.")
+
+
+class NewKeyPublic(KeyPublic):
+    """A key that was just made. `key` is shown this once."""
+
+    key: str
+
+
+class AuditPublic(Out):
+    """One change or act."""
+
+    id: int
+    at: Time
+    key: str = Field(description="Name of the API key, or local.")
+    action: str
+    target: str
+    changes: dict[str, Any] = Field(description="Field: [before, after]; secrets are masked.")
+
+
+class SettingsUpdate(In):
+    """A merge patch (RFC 7396): what is named changes, null puts the default back."""
+
+    history_days: Annotated[int, Field(ge=1, le=3650)] | None = Field(
+        default=None, description="Days that the history is kept. Default 90, 1 to 3650."
+    )
+
+
+class SettingsPublic(Out):
+    """What can be changed while the service runs, and what it was started with."""
+
+    history_days: int = Field(description="Days that the history is kept.")
+    read_only: dict[str, Any] = Field(description="Set at the start: TOML file, MPU_... variables, options.")
+
+
+class SandboxMailPublic(Out):
+    """A mail that the sandbox received."""
+
+    id: int
+    received_at: Time
+    sender: str
+    recipients: list[str]
+    subject: str
+    size_bytes: int

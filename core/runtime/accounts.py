@@ -1,0 +1,382 @@
+"""Accounts as settings: the rules of a save, in the order in which a person would want to hear of them.
+
+A save reads, checks (the network too, where asked), and then writes in one transaction, provided that nobody saved in
+between; no transaction is open while the network is used. Without a difference nothing happens at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import MISSING, asdict, fields, replace
+from typing import Any
+
+from sqlmodel import Session
+
+from core.domain import target
+from core.domain.account import Account, AuthMethod, FromPolicy, Security
+from core.domain.address import AddressError, parse_mailbox
+from core.domain.clock import Clock
+from core.errors import (
+    AlreadyExists,
+    CheckFailed,
+    FieldError,
+    InvalidSettings,
+    NotFound,
+    PreconditionFailed,
+    SecretKeyLost,
+    StateConflict,
+)
+from core.runtime.audit import MASK, Audit, difference
+from core.runtime.facade import Checks, Pauses, Saved
+from core.runtime.paging import page_of
+from core.runtime.views import AccountView, Actor, CheckView, Page, PauseView
+from core.settings import Settings
+from core.store import accounts
+from core.store.accounts import AccountRecord, Password
+from core.store.store import Store
+
+TRIES = 5  # saves that came in between
+
+
+class Accounts:
+    """Over the store. `apply` is told the name after each change; `checks` try an account over the network."""
+
+    def __init__(
+        self,
+        store: Store,
+        audit: Audit,
+        *,
+        clock: Clock,
+        settings: Settings,
+        pauses: Pauses,
+        checks: Checks,
+        apply: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._audit = audit
+        self._clock = clock
+        self._settings = settings
+        self._pauses = pauses
+        self._checks = checks
+        self._apply = apply
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def list(self, limit: int, cursor: str | None) -> Page[AccountView]:
+        """By name."""
+
+        def read(session: Session) -> Page[AccountView]:
+            records = accounts.load(session, self._store.secrets)
+            page = page_of(records, lambda record: record.account.name, limit, cursor)
+            return Page(tuple(self._view(session, record) for record in page.items), page.next)
+
+        return await self._store.read(read)
+
+    async def get(self, name: str) -> AccountView:
+        """Raises NotFound."""
+        return await self._store.read(
+            lambda session: self._view(session, accounts.get(session, self._store.secrets, name))
+        )
+
+    async def value(self, name: str) -> Account:
+        """With its password. Raises NotFound, SecretKeyLost where the password doesn't open."""
+        record = await self._store.read(lambda session: accounts.get(session, self._store.secrets, name))
+        if record.password_lost:
+            raise SecretKeyLost(
+                f"the password of account {name!r} can't be read with this encryption key",
+                remedy="restore the key, or enter the password again",
+            )
+        return record.account
+
+    def _view(self, session: Session, record: AccountRecord) -> AccountView:
+        name = record.account.name
+        return AccountView(
+            replace(record.account, password=None),
+            str(record.version),
+            record.password_set,
+            record.password_changed_at,
+            record.created_at,
+            record.updated_at,
+            tuple(accounts.used_by(session, name)),
+            self._pause(name),
+        )
+
+    def _pause(self, name: str) -> PauseView | None:
+        try:
+            return self._pauses.account(name)
+        except NotFound:  # saved, not applied yet
+            return None
+
+    # --- saving ------------------------------------------------------------------------------------------------------
+
+    async def examine(self, account: Account) -> None:
+        """Whether these settings may be used at all. Raises InvalidSettings."""
+        await self._examine(account, None)
+
+    async def create(self, account: Account, actor: Actor, *, check: bool = False) -> Saved[AccountView]:
+        """Raises AlreadyExists, InvalidSettings, CheckFailed."""
+        if await self._find(account.name) is not None:
+            raise AlreadyExists(f"there is an account {account.name!r} already", remedy="PUT replaces it")
+        return await self._create(account, actor, check)
+
+    async def replace(
+        self,
+        account: Account,
+        actor: Actor,
+        *,
+        keep_password: bool,
+        if_match: Sequence[str] | None = None,
+        check: bool = False,
+    ) -> Saved[AccountView]:
+        """Create or replace. Raises PreconditionFailed, InvalidSettings, CheckFailed."""
+
+        def build(record: AccountRecord) -> tuple[Account, str | Password | None]:
+            if keep_password:
+                return replace(account, password=record.account.password), Password.KEEP
+            return account, account.password
+
+        for _ in range(TRIES):
+            record = await self._find(account.name)
+            if record is not None:
+                saved = await self._change(record, build, actor, if_match, check)
+            else:
+                if if_match is not None:
+                    raise PreconditionFailed(f"there is no account {account.name!r}")
+                try:
+                    saved = await self._create(account, actor, check)
+                except AlreadyExists:
+                    continue
+            if saved is not None:
+                return saved
+        raise _too_busy()
+
+    async def change(
+        self,
+        name: str,
+        changes: Mapping[str, Any],
+        actor: Actor,
+        *,
+        if_match: Sequence[str] | None = None,
+        check: bool = False,
+    ) -> Saved[AccountView]:
+        """Merge patch: None is the default. Raises NotFound, PreconditionFailed, InvalidSettings, CheckFailed."""
+        settings = with_defaults(Account, changes)
+
+        def build(record: AccountRecord) -> tuple[Account, str | Password | None]:
+            account = replace(record.account, **settings)
+            return account, account.password if "password" in settings else Password.KEEP
+
+        for _ in range(TRIES):
+            record = await self._find(name)
+            if record is None:
+                raise NotFound("account", name)
+            saved = await self._change(record, build, actor, if_match, check)
+            if saved is not None:
+                return saved
+        raise _too_busy()
+
+    async def delete(self, name: str, actor: Actor, *, if_match: Sequence[str] | None = None) -> None:
+        """Raises NotFound, PreconditionFailed, InUse."""
+
+        def write(session: Session) -> None:
+            record = accounts.get(session, self._store.secrets, name)
+            require_version(record.version, if_match)
+            accounts.delete(session, name)
+            self._audit.within(session, actor, "account.delete", name, difference(_shown(record), {}))
+
+        await self._store.write(write)
+        await self._apply(name)
+
+    async def _find(self, name: str) -> AccountRecord | None:
+        def read(session: Session) -> AccountRecord | None:
+            try:
+                return accounts.get(session, self._store.secrets, name)
+            except NotFound:
+                return None
+
+        return await self._store.read(read)
+
+    async def _create(self, account: Account, actor: Actor, check: bool) -> Saved[AccountView]:
+        await self._examine(account, None)
+        found = await self._checked(account) if check else None
+
+        def write(session: Session) -> AccountView:
+            record = accounts.create(session, self._store.secrets, account, now=self._clock.now())
+            self._audit.within(session, actor, "account.create", account.name, difference({}, _shown(record)))
+            return self._view(session, record)
+
+        view = await self._store.write(write)
+        await self._apply(account.name)
+        return Saved(view, created=True, check=found)
+
+    async def _change(
+        self,
+        before: AccountRecord,
+        build: Callable[[AccountRecord], tuple[Account, str | Password | None]],
+        actor: Actor,
+        if_match: Sequence[str] | None,
+        check: bool,
+    ) -> Saved[AccountView] | None:
+        """None: somebody saved in between."""
+        require_version(before.version, if_match)
+        account, password = build(before)
+        await self._examine(account, before.account)
+        if password is Password.KEEP and before.password_set:
+            _require_password_again(before.account, account)
+        found = await self._checked(account) if check else None
+        changed = False
+
+        def write(session: Session) -> AccountView | None:
+            nonlocal changed
+            present = accounts.get(session, self._store.secrets, account.name)
+            if present.version != before.version:
+                return None
+            record = accounts.change(session, self._store.secrets, account, now=self._clock.now(), password=password)
+            changed = record.version != before.version
+            if changed:
+                what = difference(_shown(before), _shown(record))
+                if record.password_changed_at != before.password_changed_at and "password" not in what:
+                    what["password"] = [MASK, MASK]
+                self._audit.within(session, actor, "account.update", account.name, what)
+            return self._view(session, record)
+
+        view = await self._store.write(write)
+        if view is None:
+            return None
+        if changed:
+            if self._store.secret_error is not None and password is not Password.KEEP:
+                await self._store.check_secrets()
+            await self._apply(account.name)
+            view = replace(view, pause=self._pause(account.name))
+        return Saved(view, check=found)
+
+    async def _checked(self, account: Account) -> CheckView:
+        found = await self._checks.account(account)
+        if not found.ok:
+            failed = next((step for step in found.steps if step.required and not step.ok), None)
+            raise CheckFailed(
+                "the check failed" if failed is None else f"{failed.step}: {failed.cause or failed.detail}",
+                check=found,
+                remedy=failed.remedy if failed else "",
+            )
+        return found
+
+    async def _examine(self, account: Account, before: Account | None) -> None:
+        errors = [*rules(account), *target_rules(account, self._settings, before)]
+        if account.tls_ca_file is not None and (before is None or account.tls_ca_file != before.tls_ca_file):
+            errors += await asyncio.to_thread(_ca_file_rules, account.tls_ca_file)
+        if errors:
+            raise InvalidSettings(errors)
+
+
+def _too_busy() -> StateConflict:
+    return StateConflict("others keep changing it", state="changing", remedy="repeat the call")
+
+
+def require_version(present: int, if_match: Sequence[str] | None) -> None:
+    """Raises PreconditionFailed."""
+    if if_match is not None and "*" not in if_match and str(present) not in if_match:
+        raise PreconditionFailed(
+            f"it was changed meanwhile: the version is {present} now", remedy="get it again and repeat the change"
+        )
+
+
+def with_defaults(kind: type[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A merge patch with the defaults in place of None. Raises InvalidSettings where there is none."""
+    defaults = {field.name: field.default for field in fields(kind)}
+    settings = {name: defaults[name] if value is None else value for name, value in changes.items()}
+    wrong = [
+        FieldError(f"/{name}", "required", "has no default to go back to")
+        for name, value in settings.items()
+        if value is MISSING
+    ]
+    if wrong:
+        raise InvalidSettings(wrong)
+    return settings
+
+
+def rules(account: Account) -> list[FieldError]:
+    """What an account's fields ask of one another. Pure."""
+    errors = []
+    if account.auth not in (AuthMethod.AUTO, AuthMethod.NONE) and account.username is None:
+        errors.append(FieldError("/username", "required", f"a login with {account.auth} needs one"))
+    logs_in = account.username is not None and account.auth is not AuthMethod.NONE
+    plain = account.security is Security.NONE and not target.is_loopback(account.host)
+    if logs_in and plain and not account.allow_plaintext_login:
+        detail = "a login without TLS goes to loopback only; use starttls or tls, or set allow_plaintext_login"
+        errors.append(FieldError("/security", "plaintext_login", detail))
+    if account.from_policy is not FromPolicy.KEEP and account.from_address is None:
+        errors.append(FieldError("/from_address", "required", f"from_policy {account.from_policy} needs it"))
+    if account.from_address is not None:
+        try:
+            parse_mailbox(account.from_address)
+        except AddressError as error:
+            errors.append(FieldError("/from_address", "wrong_form", str(error)))
+    return errors
+
+
+def target_rules(account: Account, settings: Settings, before: Account | None) -> list[FieldError]:
+    """Where it may connect to. What was saved once stays good, so that another field can be changed."""
+    if before is not None and (before.host, before.port) == (account.host, account.port):
+        return []
+    errors = []
+    reason = _host_reason(account.host) or target.forbidden(account.host, allow_private=settings.allow_private_targets)
+    if reason is not None:
+        errors.append(FieldError("/host", "not_allowed", reason))
+    ports = settings.allowed_smtp_ports
+    if 0 not in ports and account.port not in ports and not target.is_loopback(account.host):
+        allowed = ", ".join(map(str, sorted(ports)))
+        errors.append(FieldError("/port", "not_allowed", f"must be one of {allowed} (MPU_ALLOWED_SMTP_PORTS)"))
+    return errors
+
+
+def _host_reason(host: str) -> str | None:
+    """Why this is no host; None: it is one. Short forms of IPv4 (127.1, 2130706433) are refused, not guessed."""
+    if target.address_of(host) is not None:
+        return None
+    try:
+        socket.inet_aton(host)
+    except OSError:
+        pass
+    else:
+        return "is no full IP address"
+    try:
+        labels = host.rstrip(".").encode("idna").decode("ascii").split(".")
+    except UnicodeError:
+        return "is no host name"
+    fine = all(
+        label and len(label) <= 63 and label.replace("-", "").replace("_", "").isalnum() and label[0] != "-"
+        for label in labels
+    )
+    return None if fine else "is no host name"
+
+
+def _ca_file_rules(path: str) -> list[FieldError]:
+    try:
+        ssl.create_default_context(cafile=path)
+    except FileNotFoundError:
+        return [FieldError("/tls_ca_file", "not_found", "there is no such file")]
+    except (ssl.SSLError, ValueError):
+        return [FieldError("/tls_ca_file", "wrong_form", "holds no PEM certificates")]
+    except OSError as error:
+        return [FieldError("/tls_ca_file", "unreadable", f"can't be read: {error.strerror}")]
+    return []
+
+
+def _require_password_again(before: Account, after: Account) -> None:
+    """A password goes to where it was given for: who may only change settings must not learn it (design.md 8)."""
+    moved = [name for name in ("host", "port") if getattr(before, name) != getattr(after, name)]
+    if moved:
+        detail = f"a new {' and '.join(moved)} needs the password again (null removes it)"
+        raise InvalidSettings([FieldError("/password", "password_needed", detail)])
+
+
+def _shown(record: AccountRecord) -> dict[str, Any]:
+    """For the audit."""
+    settings = asdict(record.account)
+    del settings["name"]
+    settings["password"] = MASK if record.password_set else None
+    return settings

@@ -1,4 +1,6 @@
-"""Mailboxes as they go between `<` and `>` on the wire: an allow-list grammar (RFC 5321 section 4.1.2, RFC 6531 section 3.3).
+"""Mailboxes as they go between `<` and `>` on the wire: an allow-list grammar.
+
+RFC 5321 section 4.1.2, with RFC 6531 section 3.3 for what is not ASCII.
 
 Guarantee: `str(mailbox)` holds no control character, no line end, no angle bracket outside a quoted string and no
 second mailbox, so it can be written into a command as it is. What does not fit is refused with a reason; nothing is
@@ -122,16 +124,11 @@ def _check_literal(domain: str, *, allow_literal: bool) -> None:
         raise AddressError("address literals are not allowed")
     inner = domain[1:-1]
     try:
-        if not domain.endswith("]"):
-            raise ValueError
-        if inner[:5].lower() == "ipv6:":
-            if "%" in inner:
-                raise ValueError
-            ipaddress.IPv6Address(inner[5:])
-        else:
-            ipaddress.IPv4Address(inner)
+        ip = ipaddress.IPv6Address(inner[5:]) if inner[:5].lower() == "ipv6:" else ipaddress.IPv4Address(inner)
     except ValueError:
-        raise AddressError("its address literal is not an IP address") from None
+        ip = None
+    if ip is None or not domain.endswith("]") or "%" in inner:
+        raise AddressError("its address literal is not an IP address")
 
 
 def _a_labels(domain: str) -> str:

@@ -1,13 +1,43 @@
-"""The envelope: what SMTP is told, as opposed to what the header says (writers.md)."""
+"""The envelope: what SMTP is told, as opposed to what the header says (writers.md, "Envelope").
+
+- X-Sender (one) and X-Receiver (one or more) are the envelope where both are there; the other fields then don't count.
+  Behind the bracketed address RET, ENVID, NOTIFY and ORCPT are kept (RFC 3461), if they are valid; others are ignored.
+- Else the newest block of Resent-* fields (RFC 5322 section 3.6.6) where there is one.
+- Else Sender, or the one From; and To, Cc, Bcc.
+
+A wrong sender makes the message unsendable (5.1.7). A wrong recipient fails alone, as `rejected`, while there are
+others (5.1.3). Recipients keep their order; the second of two equal ones is dropped: domains are compared without case,
+local parts to the letter.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from core.domain.header import Header
+from core.domain.account import FromPolicy
+from core.domain.address import AddressError, Mailbox, parse_mailbox
+from core.domain.address_list import Entry, parse_address_list, without_route
+from core.domain.header import Field, Header
+from core.errors import MessageRejected
 
 Source = Literal["x-headers", "headers", "resent"]
+
+_BRACKETED = re.compile(
+    r'((?:[^<>"\\]|"(?:[^"\\]|\\.)*+")*+)<((?:[^<>"]|"(?:[^"\\]|\\.)*+")*+)>(.*)',
+    re.DOTALL,
+)
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_ENCODED = re.compile(r"=\?[^?\s]++\?[BbQq]\?[^?\s]*+\?=")
+_XTEXT = r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})++"  # RFC 3461 section 4
+_ENVID = re.compile(_XTEXT)
+_ORCPT = re.compile(rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.\-]++;{_XTEXT}")
+_NOTIFY = re.compile(r"NEVER|(?:SUCCESS|FAILURE|DELAY)(?:,(?:SUCCESS|FAILURE|DELAY))*+")
+_MAX_ENVID = 100  # RFC 3461 section 4.4
+_MAX_ORCPT = 500  # RFC 3461 section 4.2
+_SHOWN = 320
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +58,208 @@ class Envelope:
     ret: str | None = None  # FULL or HDRS
     envid: str | None = None  # xtext
     source: Source = "headers"
-    rejected: tuple[tuple[str, str], ...] = ()  # text of a recipient that is no mailbox, and why
+    rejected: tuple[tuple[str, str], ...] = ()  # a recipient that is no mailbox, as written, and why: 5.1.3
 
 
 def envelope_of(header: Header, *, max_recipients: int) -> Envelope:
-    """The envelope that a message asks for. Raises MessageRejected."""
-    raise NotImplementedError
+    """The envelope that a message asks for.
+
+    Raises MessageRejected: 5.1.7 sender missing, ambiguous or wrong; 5.1.3 no recipient or none that is a mailbox;
+    5.5.3 more than `max_recipients`.
+    """
+    if b"x-sender" in header.by_name and b"x-receiver" in header.by_name:
+        return _from_x_headers(header, max_recipients)
+    block = _newest_resent(header)
+    if block:
+        return _from_resent(header, block, max_recipients)
+    sender = _only_mailbox(header.values(b"sender")[:1], "Sender") or _from_sender(header)
+    entries = (entry for name in (b"to", b"cc", b"bcc") for value in header.values(name) for entry in _list(value))
+    recipients, rejected = _collect(((entry.mailbox, entry, "") for entry in entries), max_recipients)
+    return Envelope(sender, recipients, source="headers", rejected=rejected)
+
+
+def rewrite_sender(envelope: Envelope, from_address: str | None, policy: FromPolicy) -> Envelope:
+    """The envelope for an account that replaces From: its address is the sender, unless that is the null sender."""
+    if not from_address or policy is FromPolicy.KEEP or not envelope.sender:
+        return envelope
+    return replace(envelope, sender=str(parse_mailbox(from_address)))
+
+
+def from_entries(header: Header) -> list[Entry]:
+    """The entries of all From fields."""
+    return [entry for value in header.values(b"from") for entry in _list(value)]
+
+
+def _list(value: bytes) -> list[Entry]:
+    return parse_address_list(value)
+
+
+# --- X-Sender and X-Receiver ------------------------------------------------------------------------------------------
+
+
+def _from_x_headers(header: Header, max_recipients: int) -> Envelope:
+    senders = header.by_name[b"x-sender"]
+    if len(senders) > 1:
+        raise MessageRejected("5.1.7", f"there are {len(senders)} X-Sender fields; one is allowed")
+    value = header.value(senders[0])
+    try:
+        address, parameters = _x_value(value)
+        sender = "" if not address and b"<" in value else str(parse_mailbox(address))
+    except AddressError as error:
+        raise MessageRejected("5.1.7", f"X-Sender {_show(value)!r} is not a mailbox: {error}") from None
+    found = _parameters(parameters)
+    ret = found.get("RET", "").upper()
+    envid = found.get("ENVID", "")
+    recipients, rejected = _collect(
+        (_x_receiver(header.value(field)) for field in header.by_name[b"x-receiver"]), max_recipients
+    )
+    return Envelope(
+        sender,
+        recipients,
+        ret if ret in ("FULL", "HDRS") else None,
+        envid if len(envid) <= _MAX_ENVID and _ENVID.fullmatch(envid) else None,
+        "x-headers",
+        rejected,
+    )
+
+
+def _x_receiver(value: bytes) -> tuple[Mailbox | None, Entry | None, str]:
+    try:
+        address, parameters = _x_value(value)
+        return parse_mailbox(address), None, parameters
+    except AddressError as error:
+        return None, Entry(_show(value), "", None, str(error)), ""
+
+
+def _x_value(value: bytes) -> tuple[str, str]:
+    """The address and the parameters behind it. Raises AddressError."""
+    text = value.decode("utf-8", "surrogateescape")
+    if "<" not in text:
+        return text, ""
+    match = _BRACKETED.fullmatch(text)
+    if match is None:
+        raise AddressError("its brackets or quotes don't pair")
+    display, angle, parameters = match.groups()
+    if display and "@" in display and "," in _ENCODED.sub("", _QUOTED.sub("", display)):
+        raise AddressError("there is more than one address in it")
+    parameters = parameters.strip()
+    if parameters.startswith((",", ";")) or "<" in parameters or ">" in parameters:
+        raise AddressError("there is more than one address in it")
+    return without_route(angle), parameters
+
+
+def _parameters(text: str) -> dict[str, str]:
+    """KEYWORD=value pairs, keywords in upper case; the first of two counts."""
+    found: dict[str, str] = {}
+    for word in text.split():
+        keyword, equals, value = word.partition("=")
+        if equals:
+            found.setdefault(keyword.upper(), value)
+    return found
+
+
+def _recipient(mailbox: str, parameters: str) -> Recipient:
+    if not parameters:
+        return Recipient(mailbox)
+    found = _parameters(parameters)
+    notify = found.get("NOTIFY", "").upper()
+    orcpt = found.get("ORCPT", "")
+    return Recipient(
+        mailbox,
+        notify if _NOTIFY.fullmatch(notify) else None,
+        orcpt if len(orcpt) <= _MAX_ORCPT and _ORCPT.fullmatch(orcpt) else None,
+    )
+
+
+# --- header fields ----------------------------------------------------------------------------------------------------
+
+
+def _from_sender(header: Header) -> str:
+    """The sender where no Sender field names one."""
+    values = header.values(b"from")
+    if not values:
+        raise MessageRejected("5.1.7", "there is no sender: no X-Sender with X-Receiver, no Sender, no From")
+    return _only_mailbox(values, "From")
+
+
+def _only_mailbox(values: list[bytes], name: str) -> str:
+    """The one mailbox of these fields; "" where there are no fields. Raises MessageRejected 5.1.7."""
+    if not values:
+        return ""
+    entries = [entry for value in values for entry in _list(value)]
+    if not entries:
+        raise MessageRejected("5.1.7", f"{name} names no mailbox")
+    if len(entries) > 1:
+        raise MessageRejected("5.1.7", f"{name} names {len(entries)} mailboxes and no Sender says which one sends")
+    if entries[0].mailbox is None:
+        raise MessageRejected("5.1.7", f"{name} {entries[0].text!r} is not a mailbox: {entries[0].reason}")
+    return str(entries[0].mailbox)
+
+
+def _newest_resent(header: Header) -> dict[bytes, list[Field]]:
+    """The topmost block of Resent-* fields: to the first that comes again, or to a trace field."""
+    block: dict[bytes, list[Field]] = {}
+    if not any(name.startswith(b"resent-") for name in header.by_name):
+        return block
+    for field in header.fields:
+        name = field[0]
+        if name.startswith(b"resent-"):
+            if name in block:
+                break
+            block[name] = [field]
+        elif block and name in (b"received", b"return-path"):
+            break
+    return block
+
+
+def _from_resent(header: Header, block: dict[bytes, list[Field]], max_recipients: int) -> Envelope:
+    def values(name: bytes) -> list[bytes]:
+        return [header.value(field) for field in block.get(name, ())]
+
+    sender = _only_mailbox(values(b"resent-sender"), "Resent-Sender")
+    sender = sender or _only_mailbox(values(b"resent-from"), "Resent-From")
+    sender = sender or _only_mailbox(header.values(b"sender")[:1], "Sender") or _from_sender(header)
+    entries = (
+        entry
+        for name in (b"resent-to", b"resent-cc", b"resent-bcc")
+        for value in values(name)
+        for entry in _list(value)
+    )
+    recipients, rejected = _collect(((entry.mailbox, entry, "") for entry in entries), max_recipients)
+    return Envelope(sender, recipients, source="resent", rejected=rejected)
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def _collect(
+    found: Iterable[tuple[Mailbox | None, Entry | None, str]], max_recipients: int
+) -> tuple[tuple[Recipient, ...], tuple[tuple[str, str], ...]]:
+    """Recipients without duplicates, and what is no mailbox. Raises MessageRejected."""
+    recipients: dict[str, Recipient] = {}
+    rejected: dict[str, str] = {}
+    for mailbox, entry, parameters in found:
+        if mailbox is not None:
+            key = mailbox.key
+            if key not in recipients:
+                recipients[key] = _recipient(str(mailbox), parameters)
+        elif entry is not None:
+            rejected.setdefault(_printable(entry.text), entry.reason)
+        if len(recipients) + len(rejected) > max_recipients:
+            raise MessageRejected("5.5.3", f"there are more than {max_recipients} recipients")
+    if not recipients:
+        if not rejected:
+            raise MessageRejected("5.1.3", "there is no recipient")
+        text, reason = next(iter(rejected.items()))
+        more = f", and {len(rejected) - 1} more like it" if len(rejected) > 1 else ""
+        raise MessageRejected("5.1.3", f"no recipient is a mailbox: {text!r}: {reason}{more}")
+    return tuple(recipients.values()), tuple(rejected.items())
+
+
+def _show(value: bytes) -> str:
+    return value[:_SHOWN].decode("utf-8", "replace")
+
+
+def _printable(text: str) -> str:
+    """Without control characters and lone surrogates, which logs and databases can't hold."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)

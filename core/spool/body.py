@@ -1,35 +1,156 @@
-"""A message's content, read from its open file (skeleton)."""
+"""A message's content, read from its open file: envelope, facts, and the octets that go out.
+
+`prepare` reads a file of up to 256 KiB once and keeps it; a larger one is scanned in pieces and read again when it is
+sent, so memory is bounded. Every read is held against the size that fstat gave, and after the last piece size and mtime
+are looked at once more: a file that changed raises MessageChanged, before the final dot leaves.
+
+Raw octets over 127 in the header: with SMTPUTF8 (`smtputf8_allowed`, `header_utf8`) they go as they are. Else they
+become encoded words (RFC 2047), where the field allows it and no DKIM signature covers the header; what can't be
+encoded goes as it is under 8BITMIME, as mail servers do, and fails (5.6.3) without.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+import re
+from collections.abc import Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from core.domain.account import DotStuffing, FromPolicy
-from core.domain.envelope import Envelope
+from core.domain.address import parse_mailbox
+from core.domain.content import (
+    BodyFacts,
+    BodyScanner,
+    FromRewrite,
+    edit_header,
+    encode_header,
+    end_of_stuffed,
+    fold_header,
+    has_long_line,
+    is_signed,
+    only_hidden_recipients,
+    scan_body,
+)
+from core.domain.encoded_word import decode_words
+from core.domain.envelope import Envelope, envelope_of, from_entries
+from core.domain.header import Header, Layout, find_header, split_header
+from core.domain.recode import survey
+from core.errors import MessageRefused, MessageRejected
+from core.spool.message_file import CHUNK_OCTETS, BodySource, MessageFile
+
+_FIRST_READ = 65_536
+_TAIL = 1_024  # octets in which a lone dot may end a stuffed file
+_DASHES = b"\n" + b"-" * 79 + b"\n"
+_RAILS_ID = re.compile(rb"<[^>]*\.mail>\Z")
+_RAILS_NEXT = re.compile(
+    rb"^Date: [^\r\n]*+\r?\nFrom: [^\r\n]*+\r?\n(?:[^\r\n]++\r?\n){0,50}?Message-ID: <[^>\r\n]*+\.mail>", re.MULTILINE
+)
 
 
 @dataclass(slots=True)
 class FileBody:
-    """The octets that go out."""
+    """The octets that go out (core.transport.base.Body)."""
 
     size: int
+    _file: MessageFile
+    _head: bytes
+    _pieces: _Pieces
 
     def chunks(self) -> Iterator[bytes]:
-        """At most 256 KiB each."""
-        raise NotImplementedError
+        """From the start, at most 256 KiB each. Raises MessageChanged. May be called again."""
+        held = self._head
+        for piece in self._pieces():
+            if len(held) + len(piece) <= CHUNK_OCTETS:
+                held += piece
+                continue
+            yield from _sliced(held)
+            held = piece
+        yield from _sliced(held)
+        self._file.check()
+
+
+class _Pieces:
+    """The body in pieces, any number of times."""
+
+    def __init__(self, source: BodySource) -> None:
+        self._source = source
+
+    def __call__(self) -> Iterable[bytes]:
+        return self._source.chunks()
+
+
+def _sliced(data: bytes) -> Iterator[bytes]:
+    if len(data) <= CHUNK_OCTETS:
+        if data:
+            yield data
+        return
+    for at in range(0, len(data), CHUNK_OCTETS):
+        yield data[at : at + CHUNK_OCTETS]
+
+
+class _RecodedPieces(_Pieces):
+    def __init__(self, source: BodySource, header: Header, *, seven_bit: bool) -> None:
+        super().__init__(source)
+        self._recoding = survey(header, source.chunks(), seven_bit=seven_bit)
+        self.transfer_encoding = self._recoding.transfer_encoding
+        self.size = sum(len(piece) for piece in self())
+
+    def __call__(self) -> Iterable[bytes]:
+        return self._recoding.run(self._source.chunks())
 
 
 @dataclass(slots=True)
 class FileContent:
-    """A message's content and what it needs of the server."""
+    """A message's content and what it needs of the server (core.transport.base.Content)."""
 
-    eight_bit: bool
-    smtputf8: bool
+    eight_bit: bool  # octets over 127 in body or header: declare BODY=8BITMIME
+    smtputf8: bool  # an address has a non-ASCII local part: without SMTPUTF8 it can't be sent
+    header_utf8: bool  # the header is raw UTF-8: declare SMTPUTF8 if `smtputf8_allowed` is given
+    _header: Header
+    _facts: BodyFacts
+    _source: BodySource
+    _message_id: str
+    _date: str
+    _rewrite: FromRewrite | None
+    _undisclosed: bool
 
     def body(self, *, eight_bit_allowed: bool, smtputf8_allowed: bool = False) -> FileBody:
-        """As it is, or re-encoded."""
-        raise NotImplementedError
+        """As it is, or re-encoded where the server or a line over 998 octets forces it.
+
+        `smtputf8_allowed`: the transaction declares SMTPUTF8, so a raw UTF-8 header goes as it is. Raises
+        MessageRejected 5.6.3 where re-encoding would break a signature or can't be done, MessageChanged.
+        """
+        facts = self._facts
+        pieces = _Pieces(self._source)
+        size = self._source.size
+        transfer_encoding: bytes | None = None
+        if facts.long_line or facts.has_nul or (facts.eight_bit and not eight_bit_allowed):
+            if is_signed(self._header):
+                raise MessageRejected("5.6.3", "the body would have to be re-encoded, which breaks its signature")
+            pieces = recoded = _RecodedPieces(self._source, self._header, seven_bit=not eight_bit_allowed)
+            size, transfer_encoding = recoded.size, recoded.transfer_encoding
+        head = edit_header(
+            self._header,
+            date=self._date,
+            message_id=self._message_id,
+            from_rewrite=self._rewrite,
+            undisclosed=self._undisclosed,
+            transfer_encoding=transfer_encoding,
+        )
+        signed = b"dkim-signature" in self._header.by_name
+        if not head.isascii() and not self.smtputf8 and not (smtputf8_allowed and self.header_utf8):
+            head = _without_raw_octets(head, signed=signed, eight_bit_allowed=eight_bit_allowed)
+        if has_long_line(head):
+            head = fold_header(head, signed=signed)
+        return FileBody(len(head) + size, self._source.file, head, pieces)
+
+
+def _without_raw_octets(head: bytes, *, signed: bool, eight_bit_allowed: bool) -> bytes:
+    if not signed:
+        head = encode_header(head, split_header(head[:-2]).fields)
+    if not eight_bit_allowed and not head.isascii():
+        raise MessageRejected("5.6.3", "the header holds octets that the server doesn't take and that can't be encoded")
+    return head
 
 
 @dataclass(slots=True)
@@ -37,12 +158,39 @@ class Prepared:
     """What is known of a message before it is sent."""
 
     envelope: Envelope
-    internet_message_id: str | None
-    has_date: bool
-    subject: str
-    from_mailbox: str | None
-    dot_proof: DotStuffing | None
-    notes: tuple[str, ...]
+    header: Header
+    facts: BodyFacts
+    dot_proof: DotStuffing | None  # PLAIN: this file proves it of its directory
+    stuffed: bool  # doubled dots are taken off
+    _source: BodySource
+    _dropped: tuple[str, ...]
+
+    @property
+    def internet_message_id(self) -> str | None:
+        """The Message-ID that the writer gave; None: one is added."""
+        value = self.header.first(b"message-id")
+        return value[:998].decode("utf-8", "replace") if value else None
+
+    @property
+    def has_date(self) -> bool:
+        """The writer gave a Date; else one is added."""
+        return b"date" in self.header.by_name
+
+    @property
+    def subject(self) -> str:
+        """The subject as people read it; not escaped for any display."""
+        value = self.header.first(b"subject")
+        return decode_words(value) if value else ""
+
+    @property
+    def from_mailbox(self) -> str | None:
+        """The first mailbox of From; None where there is none."""
+        return next((str(entry.mailbox) for entry in from_entries(self.header) if entry.mailbox), None)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is done to the message, and why, for people."""
+        return tuple(_notes(self))
 
     def content(
         self,
@@ -51,10 +199,33 @@ class Prepared:
         date: str,
         from_address: str | None = None,
         from_policy: FromPolicy = FromPolicy.KEEP,
-        exclude: Set[str] = frozenset(),
+        exclude: AbstractSet[str] = frozenset(),
     ) -> FileContent:
-        """The content of one attempt."""
-        raise NotImplementedError
+        """The content of one attempt. `message_id` and `date` are used where the writer gave none.
+
+        `exclude`: mailboxes of the envelope that this attempt doesn't send to.
+        """
+        rewrite = None
+        if from_address and from_policy is not FromPolicy.KEEP:
+            rewrite = FromRewrite(str(parse_mailbox(from_address)), from_policy)
+        header = self.header
+        raw_header = not header.data.isascii()
+        envelope = self.envelope
+        smtputf8 = not envelope.sender.isascii() or any(
+            not recipient.mailbox.isascii() and recipient.mailbox not in exclude for recipient in envelope.recipients
+        )
+        return FileContent(
+            eight_bit=self.facts.eight_bit or raw_header,
+            smtputf8=smtputf8,
+            header_utf8=raw_header and _is_utf8(header.data),
+            _header=header,
+            _facts=self.facts,
+            _source=self._source,
+            _message_id=message_id,
+            _date=date,
+            _rewrite=rewrite,
+            _undisclosed=only_hidden_recipients(header),
+        )
 
 
 def prepare(
@@ -62,10 +233,152 @@ def prepare(
     *,
     size: int,
     mtime_ns: int,
-    dot_stuffing: DotStuffing,
-    proven: DotStuffing | None,
-    max_header_bytes: int,
-    max_recipients: int,
+    dot_stuffing: DotStuffing = DotStuffing.AUTO,
+    proven: DotStuffing | None = None,
+    max_header_bytes: int = 1_048_576,
+    max_recipients: int = 10_000,
+    name: bytes = b"",
 ) -> Prepared:
-    """Read, judge and describe the message in `fd`."""
-    raise NotImplementedError
+    """Read, judge and describe the message in `fd`, whose fstat gave `size` (octets) and `mtime_ns`.
+
+    `proven`: what was proved of the directory's dot-stuffing before. `name`: the file's, to recognise files that a
+    framework appends to. Raises MessageRejected (never sendable), MessageRefused (another program's format: left),
+    MessageChanged, MessageUnreadable.
+    """
+    file = MessageFile(fd, size, mtime_ns)
+    held = file.read_all() if size <= CHUNK_OCTETS else None
+    data, layout = _read_header(file, held, max_header_bytes)
+    header = split_header(data[layout.start : layout.end])
+    del data
+    source = BodySource(file, layout.body, size, held, size=0, unstuff=False, as_is=False)
+    _refuse_collections(source, header, name)
+    envelope = envelope_of(header, max_recipients=max_recipients)
+    facts = _scan(source)
+    stuffed = _is_stuffed(facts, header, dot_stuffing, proven)
+    source.size = facts.size
+    source.unstuff = stuffed and facts.double_dot_lines > 0
+    if stuffed:
+        source.size -= facts.double_dot_lines
+        if facts.lone_dot_lines:
+            _cut_terminator(source)
+    source.as_is = facts.canonical and not source.unstuff
+    if (facts.long_line or facts.has_nul) and is_signed(header):
+        what = "a NUL octet" if facts.has_nul else "a line longer than 998 octets"
+        raise MessageRejected("5.6.3", f"the mail is signed or encrypted and its body has {what}")
+    proof = DotStuffing.PLAIN if facts.proves_plain else None
+    return Prepared(envelope, header, facts, proof, stuffed, source, layout.dropped)
+
+
+def _read_header(file: MessageFile, held: bytes | None, limit: int) -> tuple[bytes, Layout]:
+    data = held if held is not None else file.read(0, _FIRST_READ)
+    layout = find_header(data, complete=held is not None, limit=limit)
+    while layout is None:
+        data += file.read(len(data), min(len(data), file.size - len(data)))
+        layout = find_header(data, complete=len(data) == file.size, limit=limit)
+    return data, layout
+
+
+def _scan(source: BodySource) -> BodyFacts:
+    if source.held is not None:
+        return scan_body(source.held[source.start : source.end])
+    scanner = BodyScanner()
+    for piece in source.raw():
+        scanner.feed(piece)
+    source.file.check()
+    return scanner.end()
+
+
+def _is_stuffed(facts: BodyFacts, header: Header, setting: DotStuffing, proven: DotStuffing | None) -> bool:
+    """writers.md: the setting; else this file's proof; else what was proved before; else whether X-Sender leads."""
+    if setting is not DotStuffing.AUTO:
+        return setting is DotStuffing.STUFFED
+    if not facts.dot_lines or facts.proves_plain:
+        return False
+    if proven is not None and proven is not DotStuffing.AUTO:
+        return proven is DotStuffing.STUFFED
+    return header.fields[0][0] == b"x-sender"
+
+
+def _cut_terminator(source: BodySource) -> None:
+    """Leave out a lone dot that ended the mail for IIS, and the blank lines behind it."""
+    start = max(source.start, source.end - _TAIL)
+    tail = source.held[start : source.end] if source.held is not None else source.file.read(start, source.end - start)
+    at = end_of_stuffed(tail)
+    if at is None or (at == 0 and start > source.start):  # what stands before the tail isn't known: leave it
+        return
+    source.size -= scan_body(tail[at:]).size
+    source.end = start + at
+
+
+def _refuse_collections(source: BodySource, header: Header, name: bytes) -> None:
+    """Files that several mails are appended to can't be taken apart safely: left, with the reason."""
+    file, held = source.file, source.held
+    at = max(0, file.size - len(_DASHES))
+    tail = held[at:] if held is not None else file.read(at, file.size - at)
+    if tail == _DASHES and b"mime-version" in header.by_name:
+        raise MessageRefused(
+            "this is a log of Django's file backend (mails with lines of 79 dashes between them, no Bcc), not a mail",
+            remedy="let the application write one file a mail, with X-Receiver or Bcc fields",
+        )
+    message_id = header.first(b"message-id")
+    if message_id is None or not _RAILS_ID.search(message_id):
+        return
+    tail = b""
+    appended = (
+        b"@" in name and name.removesuffix(b".eml") in b" ".join(header.values(b"to")).replace(b"<", b" ").split()
+    )
+    for piece in source.raw():
+        if appended or _RAILS_NEXT.search(tail + piece):
+            raise MessageRefused(
+                "this is a file of Rails' :file delivery (mails of one recipient, appended to one another), not a mail",
+                remedy="let the application write one file a mail",
+            )
+        tail = piece[-8192:]
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _notes(prepared: Prepared) -> Iterator[str]:
+    header, facts = prepared.header, prepared.facts
+    for what in prepared._dropped:
+        yield f"{what} before the header: not sent"
+    names = dict.fromkeys(
+        header.data[start : start + len(name)].decode("ascii") for name, start, _, _ in header.leaving
+    )
+    if names:
+        yield f"not sent: {', '.join(names)}"
+    alone = {b"x-sender", b"x-receiver"} & header.by_name.keys()
+    if len(alone) == 1:
+        there = alone.pop().decode()
+        yield f"{there} stands alone and makes no envelope: sender and recipients come from the other fields"
+    if not prepared.has_date:
+        yield "Date is added: when the file was written"
+    if prepared.internet_message_id is None:
+        yield "Message-ID is added"
+    if only_hidden_recipients(header):
+        yield "To: undisclosed-recipients:; is added"
+    for text, reason in prepared.envelope.rejected:
+        yield f"recipient {text!r} is no mailbox: {reason}"
+    yield from _body_notes(prepared)
+
+
+def _body_notes(prepared: Prepared) -> Iterator[str]:
+    header, facts = prepared.header, prepared.facts
+    if prepared._source.unstuff:
+        yield f"{facts.double_dot_lines} lines begin with a doubled dot: one dot is taken off"
+    if not facts.canonical:
+        yield "line ends become CRLF"
+    if not header.data.isascii():
+        yield "the header holds raw octets over 127: as they are with SMTPUTF8, else encoded words where possible"
+    if facts.has_nul or facts.long_line:
+        yield "re-encoded: " + ("NUL octets" if facts.has_nul else "a line over 998 octets")
+    elif facts.eight_bit:
+        yield "re-encoded where the server does not offer 8BITMIME" + (
+            ": not possible, the mail is signed" if is_signed(header) else ""
+        )

@@ -1,0 +1,132 @@
+"""Encoded words (RFC 2047): read for people, written where a server can't take raw octets in a header.
+
+Reading never fails and is bounded: what can't be decoded is shown as it is. Writing goes by field: phrases and comments
+in address fields, words elsewhere; MIME fields (Content-*) are not touched, their parameters have another syntax.
+"""
+
+from __future__ import annotations
+
+import binascii
+import email.errors
+import email.header
+import re
+
+from core.domain.address import AddressError, parse_mailbox
+
+_READ_LIMIT = 2000  # octets of a value that are looked at
+_WORD_OCTETS = 45  # of UTF-8 in one encoded word: 60 characters of base64, 72 with its frame
+
+_ADDRESS_FIELDS = frozenset(
+    {
+        b"from", b"sender", b"reply-to", b"to", b"cc", b"disposition-notification-to", b"return-receipt-to",
+        b"resent-from", b"resent-sender", b"resent-to", b"resent-cc", b"resent-reply-to",
+    }
+)  # fmt: skip
+_ADDRESS_TOKEN = re.compile(
+    r'"(?:[^"\\]|\\.)*+"?'  # one that is not closed goes to the end
+    r"|<[^<>]*+>"
+    r"|\([^()]*+\)"
+    r'|[^\s"<>(),:;]++(?:[ \t]++[^\s"<>(),:;@]*[^\x00-\x7f][^\s"<>(),:;@]*+)*+'
+    r"|.",
+    re.DOTALL,
+)
+_SPACE = re.compile(r"([ \t]++)")
+_ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+
+
+def decode_words(value: bytes) -> str:
+    """An unstructured value as people read it, at most 2,000 octets of it."""
+    value = value[:_READ_LIMIT]
+    text = value.decode("utf-8", "replace") if _is_utf8(value) else value.decode("latin-1")
+    if "=?" not in text:
+        return text
+    try:
+        return str(email.header.make_header(email.header.decode_header(text)))
+    except (email.errors.HeaderParseError, LookupError, ValueError, binascii.Error):
+        return text
+
+
+def encode_field(name: bytes, value: bytes) -> bytes | None:
+    """The unfolded value of a field in ASCII; None where that can't be done without changing what it means."""
+    if name.startswith(b"content-"):
+        return None
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        return None
+    encoded = _encode_addresses(text) if name in _ADDRESS_FIELDS else _encode_words(text)
+    return encoded.encode("ascii") if encoded.isascii() else None
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value[:-3].decode()
+    except UnicodeDecodeError as error:
+        return error.end >= len(value) - 6  # cut in the middle of a character
+    return True
+
+
+def _encode_words(text: str) -> str:
+    """Runs of words that aren't ASCII, with the white space between them, as encoded words."""
+    parts = _SPACE.split(text)  # word, space, word, ...
+    done: list[str] = []
+    run: list[str] = []
+    for index in range(0, len(parts), 2):
+        space = parts[index - 1] if index else ""
+        word = parts[index]
+        if not word.isascii():
+            if run:
+                run += (space, word)
+            else:
+                done.append(space)
+                run = [word]
+            continue
+        if run:
+            done.append(_encode("".join(run)))
+            run = []
+        done += (space, word)
+    if run:
+        done.append(_encode("".join(run)))
+    return "".join(done)
+
+
+def _encode_addresses(text: str) -> str:
+    return _ADDRESS_TOKEN.sub(_encode_token, text)
+
+
+def _encode_token(match: re.Match[str]) -> str:
+    token = match[0]
+    if token.isascii():
+        return token
+    if token[0] == '"':
+        if len(token) < 2 or token[-1] != '"':
+            return token
+        return _encode(_ESCAPE.sub(r"\1", token[1:-1]))
+    if token[0] == "(":
+        return f"({_encode(token[1:-1])})"
+    if "@" not in token:
+        return _encode(token)
+    bare = token.strip("<>").strip()
+    try:
+        ascii_form = str(parse_mailbox(bare))
+    except AddressError:
+        return token
+    return f"<{ascii_form}>" if token[0] == "<" else ascii_form
+
+
+def _encode(text: str) -> str:
+    """Encoded words of whole characters, folded between them (RFC 2047 section 2)."""
+    words: list[str] = []
+    octets = b""
+    for char in text:
+        one = char.encode()
+        if len(octets) + len(one) > _WORD_OCTETS:
+            words.append(_word(octets))
+            octets = b""
+        octets += one
+    words.append(_word(octets))
+    return "\r\n ".join(words)
+
+
+def _word(octets: bytes) -> str:
+    return f"=?utf-8?B?{binascii.b2a_base64(octets, newline=False).decode()}?="

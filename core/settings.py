@@ -26,7 +26,10 @@ DEFAULT_DATA_DIR = Path("/var/lib/mpu")
 DEMO_DATA_DIR = Path("var")
 SYSTEM_CONFIG = Path("/etc/mpu/mpu.toml")
 SECRETS = ("api_key", "secret_key")
-CLIENT_VARIABLES = frozenset({"MPU_CONFIG", "MPU_URL", "MPU_KEY_FILE", "MPU_PASSWORD", "MPU_ACCOUNT_PASSWORD"})
+# of the command line, not of the service
+CLIENT_VARIABLES = frozenset(
+    {"MPU_CONFIG", "MPU_URL", *(f"MPU_SMTP_{word}" for word in ("HOST", "PORT", "SECURITY", "USERNAME", "PASSWORD"))}
+)
 MAX_FILE_BYTES = 1 << 20  # of a settings or secret file
 
 
@@ -46,76 +49,103 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     # --- where things lie ---
-    data_dir: Path = Field(DEFAULT_DATA_DIR, description="Database, keys and demo data (0700). Demo: ./var")
+    data_dir: Path = Field(default=DEFAULT_DATA_DIR, description="Database, keys and demo data (0700). Demo: ./var")
     pickup_roots: tuple[Path, ...] = Field(
-        (), description="Pickup directories must lie under one of these. None: none can be made"
+        default=(), description="Pickup directories must lie under one of these. None: none can be made"
     )
-    new_database: bool = Field(False, description="Start with an empty database although there was one before")
-    demo: bool = Field(False, description="Sandbox account and a demo directory, for trying things out")
+    new_database: bool = Field(default=False, description="Start with an empty database although there was one before")
+    demo: bool = Field(default=False, description="Sandbox account and a demo directory, for trying things out")
 
     # --- HTTP ---
-    host: str = Field("127.0.0.1", min_length=1, max_length=255, description="Address that HTTP listens on")
-    port: int = Field(8025, ge=0, le=65535, description="Port that HTTP listens on; 0: any free one")
-    root_path: str = Field("", max_length=255, description="Path under which a reverse proxy shows MPU, as /mpu")
-    forwarded_allow_ips: str = Field(
-        "127.0.0.1", description="Proxies whose X-Forwarded-* is believed, comma-separated"
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=255, description="Address that HTTP listens on")
+    port: int = Field(default=8025, ge=0, le=65535, description="Port that HTTP listens on; 0: any free one")
+    root_path: str = Field(
+        default="", max_length=255, description="Path under which a reverse proxy shows MPU, as /mpu"
     )
-    tls_certificate_file: Path | None = Field(None, description="PEM chain for HTTPS; needs tls_key_file")
-    tls_key_file: Path | None = Field(None, description="PEM private key for HTTPS; needs tls_certificate_file")
-    max_request_bytes: int = Field(1 << 20, ge=1 << 10, le=1 << 28, description="Largest request body but for mails")
-    max_submit_bytes: int = Field(52_428_800, ge=1 << 10, le=1 << 33, description="Largest mail taken over HTTP")
-    api_key: SecretStr | None = Field(None, description="A first admin key given from outside (at least 16 characters)")
+    forwarded_allow_ips: str = Field(
+        default="127.0.0.1", description="Proxies whose X-Forwarded-* is believed, comma-separated"
+    )
+    tls_certificate_file: Path | None = Field(default=None, description="PEM chain for HTTPS; needs tls_key_file")
+    tls_key_file: Path | None = Field(default=None, description="PEM private key for HTTPS; needs tls_certificate_file")
+    max_request_bytes: int = Field(
+        default=1 << 20, ge=1 << 10, le=1 << 28, description="Largest request body but for mails"
+    )
+    max_submit_bytes: int = Field(
+        default=52_428_800, ge=1 << 10, le=1 << 33, description="Largest mail taken over HTTP"
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="A first admin key given from outside (at least 16 characters)"
+    )
     secret_key: SecretStr | None = Field(
-        None, description="Key of the secrets in the database instead of data_dir/secret.key; several: newest first"
+        default=None,
+        description="Key of the secrets in the database instead of data_dir/secret.key; several: newest first",
     )
 
     # --- log ---
-    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto: console on a terminal, else JSON")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged")
+    log_format: Literal["auto", "json", "console"] = Field(
+        default="auto", description="auto: console on a terminal, else JSON"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged"
+    )
 
     # --- stop and watchdog ---
-    grace_seconds: float = Field(25, ge=0, le=600, description="What is in flight at a stop may take this long")
+    grace_seconds: float = Field(default=25, ge=0, le=600, description="What is in flight at a stop may take this long")
 
     # --- messages ---
-    max_header_bytes: int = Field(16 << 20, ge=1 << 10, le=1 << 28, description="Largest header block of a message")
-    look_ahead: int = Field(
-        64, ge=1, le=10_000, description="Messages of a directory parsed and open before their turn"
+    max_header_bytes: int = Field(
+        default=16 << 20, ge=1 << 10, le=1 << 28, description="Largest header block of a message"
     )
-    scan_batch: int = Field(1000, ge=1, le=100_000, description="Names handed over at once by a scan")
-    max_open_messages: int = Field(512, ge=8, le=100_000, description="Message files open at once in the whole process")
-    address_literals: bool = Field(False, description="Allow recipients such as user@[192.0.2.1]")
+    look_ahead: int = Field(
+        default=64, ge=1, le=10_000, description="Messages of a directory parsed and open before their turn"
+    )
+    scan_batch: int = Field(default=1000, ge=1, le=100_000, description="Names handed over at once by a scan")
+    max_open_messages: int = Field(
+        default=512, ge=8, le=100_000, description="Message files open at once in the whole process"
+    )
+    address_literals: bool = Field(default=False, description="Allow recipients such as user@[192.0.2.1]")
 
     # --- ledger: the one writer of the database commits in groups ---
-    group_max_entries: int = Field(500, ge=1, le=10_000, description="Most settled messages in one commit")
-    group_wait_seconds: float = Field(0.005, ge=0, le=1, description="How long a group waits to fill up")
-    read_threads: int = Field(4, ge=1, le=64, description="Threads that read the database")
-    database_busy_seconds: float = Field(30, ge=1, le=300, description="Wait for a lock that another process holds")
+    group_max_entries: int = Field(default=500, ge=1, le=10_000, description="Most settled messages in one commit")
+    group_wait_seconds: float = Field(default=0.005, ge=0, le=1, description="How long a group waits to fill up")
+    read_threads: int = Field(default=4, ge=1, le=64, description="Threads that read the database")
+    database_busy_seconds: float = Field(
+        default=30, ge=1, le=300, description="Wait for a lock that another process holds"
+    )
 
     # --- SMTP (RFC 5321 section 4.5.3.2); the connect time-out is the account's ---
-    smtp_banner_timeout_seconds: float = Field(300, gt=0, le=3600, description="Until the 220 greeting")
-    smtp_command_timeout_seconds: float = Field(300, gt=0, le=3600, description="EHLO, AUTH, MAIL, RSET, NOOP")
-    smtp_rcpt_timeout_seconds: float = Field(300, gt=0, le=3600, description="Each RCPT")
-    smtp_data_timeout_seconds: float = Field(120, gt=0, le=3600, description="DATA until 354")
-    smtp_block_timeout_seconds: float = Field(180, gt=0, le=3600, description="Each block of the body")
-    smtp_dot_timeout_seconds: float = Field(600, gt=0, le=7200, description="Reply to the final dot or BDAT LAST")
-    smtp_deadline_seconds: float = Field(3600, gt=0, le=86_400, description="One whole transaction, dot included")
-    smtp_quit_timeout_seconds: float = Field(2, gt=0, le=60, description="Reply to QUIT; then it is just closed")
+    smtp_banner_timeout_seconds: float = Field(default=300, gt=0, le=3600, description="Until the 220 greeting")
+    smtp_command_timeout_seconds: float = Field(default=300, gt=0, le=3600, description="EHLO, AUTH, MAIL, RSET, NOOP")
+    smtp_rcpt_timeout_seconds: float = Field(default=300, gt=0, le=3600, description="Each RCPT")
+    smtp_data_timeout_seconds: float = Field(default=120, gt=0, le=3600, description="DATA until 354")
+    smtp_block_timeout_seconds: float = Field(default=180, gt=0, le=3600, description="Each block of the body")
+    smtp_dot_timeout_seconds: float = Field(
+        default=600, gt=0, le=7200, description="Reply to the final dot or BDAT LAST"
+    )
+    smtp_deadline_seconds: float = Field(
+        default=3600, gt=0, le=86_400, description="One whole transaction, dot included"
+    )
+    smtp_quit_timeout_seconds: float = Field(
+        default=2, gt=0, le=60, description="Reply to QUIT; then it is just closed"
+    )
     allowed_smtp_ports: tuple[int, ...] = Field(
-        (25, 465, 587, 588, 2465, 2525, 2526, 2587), description="Ports that accounts may name; 0: every port"
+        default=(25, 465, 587, 588, 2465, 2525, 2526, 2587), description="Ports that accounts may name; 0: every port"
     )
     allow_private_targets: bool = Field(
-        True, description="Accounts may point to loopback and private networks. Link-local and metadata: never"
+        default=True, description="Accounts may point to loopback and private networks. Link-local and metadata: never"
     )
 
     # --- drains and operations kept after their end, so that GET /drains/{id} answers ---
-    finished_kept: int = Field(1000, ge=1, le=100_000, description="Finished drains and operations kept")
-    finished_kept_seconds: float = Field(86_400, ge=60, le=2_592_000, description="How long they are kept")
-    open_drains_max: int = Field(100, ge=1, le=10_000, description="Drains and operations open at once")
+    finished_kept: int = Field(default=1000, ge=1, le=100_000, description="Finished drains and operations kept")
+    finished_kept_seconds: float = Field(default=86_400, ge=60, le=2_592_000, description="How long they are kept")
+    open_drains_max: int = Field(default=100, ge=1, le=10_000, description="Drains and operations open at once")
 
     # --- sandbox of the demo ---
-    sandbox_port: int = Field(0, ge=0, le=65535, description="Port of the sandbox's SMTP server; 0: any free one")
-    sandbox_kept_messages: int = Field(1000, ge=1, le=100_000, description="Newest mails the sandbox keeps")
-    sandbox_kept_bytes: int = Field(100 << 20, ge=1 << 10, le=1 << 34, description="Their size in all")
+    sandbox_port: int = Field(
+        default=0, ge=0, le=65535, description="Port of the sandbox's SMTP server; 0: any free one"
+    )
+    sandbox_kept_messages: int = Field(default=1000, ge=1, le=100_000, description="Newest mails the sandbox keeps")
+    sandbox_kept_bytes: int = Field(default=100 << 20, ge=1 << 10, le=1 << 34, description="Their size in all")
 
     @field_validator("pickup_roots", "allowed_smtp_ports", mode="before")
     @classmethod

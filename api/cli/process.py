@@ -1,5 +1,318 @@
-"""To come."""
+"""`mpu process DIR`: works a pickup directory off without a service, once, as the original's command line did.
+
+Without --send it says what it would do and touches nothing. Several of these, and services, may work on one directory
+at a time: each mail goes once. Exit codes: 0 all was sent, or there was nothing to do; 1 some mail could not be sent
+now or for good; 2 usage; 3 the account can't be used; 130 stopped by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from sqlmodel import Session
+
+from api.cli import account as options
+from api.cli.output import (
+    EXIT_ACCOUNT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    cell,
+    complain,
+    out,
+    say,
+    show_json,
+    table,
+)
+from api.cli.settings import Config, DataDir, local_settings
+from core.delivery import Delivered
+from core.domain.account import Account, Directory, DotStuffing, MessageFormat
+from core.domain.circuit import Pause, PausedBy
+from core.domain.outcome import Outcome
+from core.errors import DirectoryUnavailable, NotFound
+from core.logs import configure_logs
+from core.runtime.clock import SystemClock
+from core.runtime.process import Processed
+from core.store.store import Store
+
+CLOCK = SystemClock()
 
 
-def process() -> None:
-    """To come."""
+@dataclass(slots=True)
+class Job:
+    """What to do: the directory, its accounts, and the store where history goes; None: without one."""
+
+    directory: Directory
+    accounts: Sequence[tuple[Account, Pause | None]]
+    store: Store | None
+    max_header_bytes: int = 16 << 20
+
+
+def process(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The pickup directory.", file_okay=False)],
+    send: Annotated[bool, typer.Option("--send", help="Send. Without it only what would be done is said.")] = False,
+    account: Annotated[
+        str | None, typer.Option("--account", "-a", help="An account of the service on this machine, by name.")
+    ] = None,
+    host: options.Host = None,
+    port: options.Port = 587,
+    security: options.SecurityOption = None,
+    username: options.Username = None,
+    password_file: options.PasswordFile = None,
+    tls_ca_file: options.CaFile = None,
+    pattern: Annotated[list[str] | None, typer.Option(help="Names of mails; repeatable. Default: *.eml")] = None,
+    maildir: Annotated[bool, typer.Option("--maildir", help="The directory is a Maildir.")] = False,
+    dot_stuffing: Annotated[DotStuffing | None, typer.Option(help="Whether writers doubled leading dots.")] = None,
+    include_deferred: Annotated[bool, typer.Option("--include-deferred", help="Deferred mail too.")] = False,
+    data_dir: DataDir = None,
+    config: Config = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Send all mail of a directory once, without a service; without --send say what would be sent.
+
+    The account: --account NAME of this machine's service, or --host with --username and MPU_SMTP_PASSWORD. With
+    neither, the accounts that the service's directory of this path has.
+
+    Exit codes: 0 all sent or nothing to do, 1 some not sent, 2 usage, 3 account can't be used, 130 stopped.
+    """
+    if host and account:
+        raise typer.BadParameter("either --account or --host", param_hint="--host")
+    path = os.path.realpath(directory)
+    if not os.path.isdir(path):
+        complain(f"{directory} is no directory")
+        raise typer.Exit(EXIT_USAGE)
+    configure_logs(log_level="error")
+    given = None if host is None else options.account_of(host, port, security, username, password_file, tls_ca_file)
+    changes: dict[str, Any] = {"patterns": tuple(pattern) if pattern else None, "dot_stuffing": dot_stuffing}
+    changes["format"] = MessageFormat.MAILDIR if maildir else None
+    wanted = {name: value for name, value in changes.items() if value is not None}
+    try:
+        job = _job(path, wanted, account, given, data_dir, config, send=send)
+    except NotFound as error:
+        complain(error.detail, "mpu process DIR --host ... needs no saved account.")
+        raise typer.Exit(EXIT_ACCOUNT) from None
+    try:
+        code = _send(job, deferred_too=include_deferred, as_json=as_json) if send else _say(job, as_json=as_json)
+    except DirectoryUnavailable as error:
+        complain(error.detail, error.remedy)
+        code = EXIT_USAGE
+    finally:
+        if job.store is not None:
+            job.store.close()
+    raise typer.Exit(code)
+
+
+def _job(
+    path: str,
+    wanted: dict[str, Any],
+    account: str | None,
+    given: Account | None,
+    data_dir: Path | None,
+    config: Path | None,
+    *,
+    send: bool,
+) -> Job:
+    """Raises NotFound, RelayError."""
+    if given is not None:
+        return Job(replace(_unknown(path), accounts=(given.name,), **wanted), [(given, None)], None)
+    settings = local_settings(data_dir, config, become_owner=False)
+    if account is None and not send and not settings.database_file.is_file():
+        return Job(replace(_unknown(path), **wanted), (), None, settings.max_header_bytes)
+    if account is None and not settings.database_file.is_file():
+        raise typer.BadParameter("name the account: --account NAME, or --host and --username", param_hint="--send")
+    secret_key = settings.secret_key.get_secret_value() if settings.secret_key else None
+    store = Store.open(str(settings.data_dir), clock=CLOCK, create=False, secret_key=secret_key)
+    try:
+        known, accounts = _saved(store, path, account)
+    except BaseException:
+        store.close()
+        raise
+    if send and not accounts:
+        store.close()
+        raise NotFound("account for the directory", path)
+    return Job(replace(known, **wanted), accounts, store, settings.max_header_bytes)
+
+
+def _saved(store: Store, path: str, account: str | None) -> tuple[Directory, list[tuple[Account, Pause | None]]]:
+    """What the service's database knows of the path, and the account or accounts. Raises NotFound, SecretKeyLost."""
+    from core.store import accounts as account_rows
+    from core.store import directories as directory_rows
+
+    records = store.read_now(directory_rows.load)
+    directory = next((r.directory for r in records if os.path.realpath(r.directory.path) == path), _unknown(path))
+    if account is not None:
+        directory = replace(directory, accounts=(account,))
+    elif store.secret_error is not None and directory.accounts:
+        raise store.secret_error
+
+    def read(session: Session) -> list[account_rows.AccountRecord]:
+        return [account_rows.get(session, store.secrets, name) for name in directory.accounts]
+
+    saved = store.read_now(read)
+    if any(record.password_lost for record in saved) and store.secret_error is not None:
+        raise store.secret_error
+    return directory, [(record.account, _operators(record.pause)) for record in saved]
+
+
+def _operators(pause: Any) -> Pause | None:
+    """An operator's pause counts here too; one of the service is worth a try when a person asks for it."""
+    if pause is None or pause.by != PausedBy.OPERATOR or not pause.in_force(CLOCK.now()):
+        return None
+    return Pause(PausedBy.OPERATOR, pause.code, pause.reason, pause.since, pause.until, pause.remedy)
+
+
+def _unknown(path: str) -> Directory:
+    """A directory that no service knows, with a name made of its last part."""
+    name = re.sub(r"[^a-z0-9]+", "-", os.path.basename(path).lower()).strip("-")[:63]
+    return Directory(name=name or "directory", path=path)
+
+
+# --- sending ---------------------------------------------------------------------------------------------------------
+
+
+def _send(job: Job, *, deferred_too: bool, as_json: bool) -> int:
+    from api.cli.serve import run_loop
+
+    return run_loop(_send_all(job, deferred_too=deferred_too, as_json=as_json))
+
+
+async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
+    from core.runtime.process import process as one_pass
+    from core.store.ledger import Ledger
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    rows: list[dict[str, object]] = []
+
+    def tell(delivered: Delivered) -> None:
+        rows.append(row_of(delivered)) if as_json else _tell(delivered)
+
+    ledger = job.store.ledger if job.store is not None else Ledger(None, clock=CLOCK)
+    try:
+        done = await one_pass(
+            job.directory,
+            job.accounts,
+            clock=CLOCK,
+            ledger=ledger,
+            include_deferred=deferred_too,
+            max_header_bytes=job.max_header_bytes,
+            on_delivered=tell,
+            stop=stop,
+        )
+    finally:
+        if job.store is None:
+            await asyncio.to_thread(ledger.close)
+    if as_json:
+        show_json({"messages": rows, **summary_of(done)})
+    else:
+        _sum_up(done)
+    return exit_code(done)
+
+
+def exit_code(done: Processed) -> int:
+    """See the module's text."""
+    if done.stopped:
+        return EXIT_INTERRUPTED
+    if done.left == 0:
+        return EXIT_OK
+    return EXIT_ACCOUNT if done.pauses else EXIT_FAILED
+
+
+def row_of(delivered: Delivered) -> dict[str, object]:
+    """One message for --json."""
+    return {
+        "id": delivered.identity.id,
+        "outcome": delivered.outcome,
+        "due_at": delivered.due_at,
+        "recipients": [
+            {
+                "recipient": r.recipient,
+                "outcome": r.outcome,
+                "code": r.code,
+                "enhanced_code": r.enhanced_code,
+                "text": r.text,
+            }
+            for r in delivered.recipients
+        ],
+    }
+
+
+def summary_of(done: Processed) -> dict[str, object]:
+    """The counts for --json."""
+    return {
+        **{outcome.value: done.messages[outcome] for outcome in Outcome},
+        "recipients": {outcome.value: done.recipients[outcome] for outcome in Outcome},
+        "blocked": [{"reason": r.reason, "account": r.account, "count": n} for r, n in done.blocked.items()],
+        "left_alone": [{"file_name": name, "reason": reason} for name, reason in done.left_alone.items()],
+        "accounts": [
+            {"account": name, "code": pause.code, "reason": pause.reason, "remedy": pause.remedy}
+            for name, pause in done.pauses.items()
+        ],
+        "stopped": done.stopped,
+    }
+
+
+def _tell(delivered: Delivered) -> None:
+    name = delivered.identity.name.decode("utf-8", "backslashreplace")
+    if delivered.outcome is Outcome.SENT:
+        say(f"sent      {name} to {cell([r.recipient for r in delivered.recipients])}")
+        return
+    word = "badmail" if delivered.outcome is Outcome.FAILED else str(delivered.outcome)
+    say(f"{word:<9} {name}")
+    for r in delivered.recipients:
+        reply = " ".join(str(part) for part in (r.code, r.enhanced_code, r.text) if part)
+        say(f"          {r.recipient}: {r.outcome} {reply}")
+
+
+def _sum_up(done: Processed) -> None:
+    counts = ", ".join(f"{done.messages[o]} {o}" for o in Outcome if done.messages[o] or o is Outcome.SENT)
+    say(f"{counts}; {done.left} left" if done.left else counts)
+    for refusal, count in done.blocked.items():
+        account = f" ({refusal.account})" if refusal.account else ""
+        complain(f"{count} not sent: {refusal.reason.replace('_', ' ')}{account}")
+    for name, reason in done.left_alone.items():
+        complain(f"{name}: left alone, {reason}")
+    for name, pause in done.pauses.items():
+        complain(f"account {name}: {pause.code.replace('_', ' ')}: {pause.reason}", pause.remedy)
+    if done.cut_off:
+        complain(f"{done.cut_off} in flight were cut off", "The next run settles them by their logs.")
+
+
+# --- saying ----------------------------------------------------------------------------------------------------------
+
+
+def _say(job: Job, *, as_json: bool) -> int:
+    """What would be done, from a look at each file; nothing is opened for writing, made or locked."""
+    from api.cli.explain import explain_files, json_of
+
+    found = list(explain_files(job.directory, [account for account, _ in job.accounts]))
+    if as_json:
+        show_json({"messages": [json_of(explanation, name) for name, explanation in found]})
+    elif found:
+        rows = [
+            (
+                name,
+                {"send": "would be sent", "badmail": "would go to badmail"}.get(e.outcome, "would wait"),
+                e.envelope.sender if e.envelope else "",
+                [r.recipient for r in e.envelope.recipients] if e.envelope else "",
+                e.subject,
+                "" if e.outcome == "send" else e.why,
+            )
+            for name, e in found
+        ]
+        out().print(table(("file", "what", "from", "to", "subject", "why"), rows))
+        say(f"{sum(1 for _, e in found if e.outcome == 'send')} of {len(found)} would be sent; --send sends them")
+    else:
+        say(f"nothing to do in {job.directory.path}")
+    return EXIT_OK

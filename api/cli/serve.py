@@ -86,15 +86,14 @@ def serve(
 
 
 async def _serve(settings: Settings, listener: socket.socket, url: str) -> int:
-    from core.runtime.relay import Relay
-
     from api.app import create_app
+    from core.runtime.relay import Relay
 
     relay = Relay(settings)
     app = create_app(settings, relay)
 
     def ready() -> None:
-        log.info("ready", url=url)
+        log.info("listening", url=url)
         if settings.demo:
             say(welcome(settings, url))
 
@@ -247,7 +246,7 @@ Hand a mail over, as an application would, from another terminal:
   cp examples/dotnet.eml {data}/pickup/
 
 See it arrive, see the queue and the history:
-  curl {key} {url}/sandbox/messages
+  curl {key} {url}/sandbox
   curl {key} {url}/queue
   curl {key} {url}/history
 

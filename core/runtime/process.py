@@ -1,0 +1,133 @@
+"""One pass over one directory without a service: what `mpu process DIR --send` does.
+
+The same spool, claims, logs and settlement as in the service, so any number of these and of services may work on one
+directory at a time: each mail goes once. With a store outcomes are in its history; without one the directory's own logs
+and sidecars say all that a later process needs (spool.md). Accounts that fail are not tried again in this pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from core.cycle import Cycle
+from core.delivery import Delivered, Delivery, Limits
+from core.domain.account import Account, Directory
+from core.domain.circuit import Pause
+from core.domain.clock import Clock
+from core.domain.outcome import Outcome
+from core.domain.routing import Refusal
+from core.runtime.outlets import Outlets
+from core.spool.directory import DirectorySpool
+from core.store.ledger import Ledger
+from core.transport.smtp import SmtpTransport
+
+OPEN_MESSAGES = 256
+WRITER_WAIT_SECONDS = 1.0  # beside quiet_seconds: how long files that may still be written are waited for
+WRITER_LOOK_SECONDS = 0.25
+
+
+@dataclass(slots=True)
+class Processed:
+    """What one pass did, and what is left lying there."""
+
+    messages: Counter[Outcome] = field(default_factory=Counter)
+    recipients: Counter[Outcome] = field(default_factory=Counter)
+    blocked: Counter[Refusal] = field(default_factory=Counter)  # could not go now, and why
+    left_alone: dict[str, str] = field(default_factory=dict)  # file name -> why it was not touched
+    pauses: dict[str, Pause] = field(default_factory=dict)  # accounts that can't be used, and why
+    cut_off: int = 0  # in flight when the grace time was over
+    stopped: bool = False
+
+    @property
+    def left(self) -> int:
+        """Messages that were not sent."""
+        not_sent = self.messages.total() - self.messages[Outcome.SENT]
+        return not_sent + self.blocked.total() + len(self.left_alone) + self.cut_off
+
+
+async def process(
+    directory: Directory,
+    accounts: Sequence[tuple[Account, Pause | None]],
+    *,
+    clock: Clock,
+    ledger: Ledger,
+    include_deferred: bool = False,
+    grace_seconds: float = 25,
+    max_header_bytes: int = 16 << 20,
+    on_delivered: Callable[[Delivered], None] = lambda _: None,
+    stop: asyncio.Event | None = None,
+) -> Processed:
+    """Send what is due in the directory, through its accounts; ends when nothing can go now, or on `stop`.
+
+    `accounts`: those that the directory names, with an operator's pause where there is one. Raises
+    DirectoryUnavailable.
+    """
+    stop = stop or asyncio.Event()
+    outlets = Outlets(
+        clock=clock,
+        chance=random.random,
+        make_transport=lambda account: SmtpTransport(account, clock=clock),
+        remember=lambda _name, _pause: None,
+        on_open=lambda _name: None,
+    )
+    for account, pause in accounts:
+        outlets.set(account, pause)
+    result = Processed()
+
+    def note(_directory: Directory, delivered: Delivered) -> None:
+        if delivered.outcome is not None:
+            result.messages[delivered.outcome] += 1
+            result.recipients.update(outcome.outcome for outcome in delivered.recipients)
+            on_delivered(delivered)
+
+    cycle = Cycle(
+        directory,
+        DirectorySpool(directory, clock=clock),
+        Delivery(
+            outlets,
+            ledger,
+            clock=clock,
+            chance=random.random,
+            host_name=socket.getfqdn(),
+            limits=Limits(max_header_bytes),
+        ),
+        outlets,
+        clock=clock,
+        open_messages=asyncio.Semaphore(OPEN_MESSAGES),
+        on_delivered=note,
+    )
+    try:
+        await cycle.ready()
+        report = await cycle.run(include_deferred=include_deferred, stop=stop.is_set)
+        result.blocked = report.blocked
+        await _wait_for_writers(cycle, stop)
+    finally:
+        cycle.begin_stop()
+        if not await cycle.drained(grace_seconds):
+            result.cut_off = cycle.in_flight
+        await ledger.flush()
+        paused = {name: outlets.pause_of(name) for name in outlets.names}
+        await outlets.close()
+        await asyncio.to_thread(cycle.close)
+    result.stopped = stop.is_set()
+    result.pauses = {name: pause for name, pause in paused.items() if pause is not None}
+    result.left_alone = {_shown(name): problem.error.detail for name, problem in cycle.problems.items()}
+    result.left_alone |= {_shown(name): "it may still be written" for name in cycle.writing}
+    return result
+
+
+async def _wait_for_writers(cycle: Cycle, stop: asyncio.Event) -> None:
+    """Where leases can't be had, files written just now rest `quiet_seconds`; then the cycle takes them by itself."""
+    looks = int((cycle.directory.quiet_seconds + WRITER_WAIT_SECONDS) / WRITER_LOOK_SECONDS)
+    while cycle.writing and looks > 0 and not stop.is_set():
+        await asyncio.sleep(WRITER_LOOK_SECONDS)
+        looks -= 1
+
+
+def _shown(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")

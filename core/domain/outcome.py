@@ -66,3 +66,4 @@ class Attempt:
     outcomes: tuple[RecipientOutcome, ...]
     fault: AccountFault | None = None  # the account's fault: no attempt is counted for its deferred recipients
     possible_duplicate: bool = False
+    unlogged: bool = False  # its outcomes could not be appended to the spool's log

@@ -11,15 +11,18 @@ class Sidecar:
 
     attempts: int = 0  # counted ones
     unknown: int = 0  # of which no reply came after the final dot
-    first_attempt_at: float | None = None  # age counts from here
+    first_attempt_at: float | None = None
+    last_attempt_at: float | None = None
+    age_seconds: float = 0.0  # counts towards expiry: see core/domain/lifecycle.py
     due_at: float | None = None
     accepted: frozenset[str] = frozenset()  # mailboxes that a server took: never sent to again
     failed: frozenset[str] = frozenset()  # mailboxes refused for good, while others are still tried
     message_id: str | None = None  # that was added, so that it stays the same
     date: str | None = None
     possible_duplicate: bool = False
-    paused_seconds: float = 0.0  # of its age, spent while all accounts were paused: doesn't count
-    reason: str = ""  # why it waits or is dead, for people
+    reason: str = ""  # why it waits or is dead, for people: with the recipient
+    text: str = ""  # the same without: the server's words
+    blame: str | None = None
     code: int | None = None
     enhanced_code: str | None = None
     account: str | None = None  # that the reason is about

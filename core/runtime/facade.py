@@ -90,7 +90,11 @@ class Queue(Protocol):
         """Remove the file for ever. StateConflict: claimed."""
         ...
 
-    async def reasons(self) -> Sequence[ReasonRow]:
+
+class Reasons(Protocol):
+    """Why mail waits."""
+
+    async def list(self) -> Sequence[ReasonRow]:
         """Most messages first."""
         ...
 
@@ -366,6 +370,9 @@ class RelayFacade(Protocol):
 
     @property
     def queue(self) -> Queue: ...
+
+    @property
+    def reasons(self) -> Reasons: ...
 
     @property
     def messages(self) -> Messages: ...

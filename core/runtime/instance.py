@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 from pathlib import Path
+from typing import Self
 
 from core.errors import DatabaseUnavailable, StateConflict
 
@@ -47,7 +48,7 @@ class DataDirLock:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def __enter__(self) -> DataDirLock:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -45,7 +45,10 @@ class NumberedAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One settlement of one message. Times in seconds since the epoch."""
+    """One settlement of one message. Times in seconds since the epoch.
+
+    A finished one that names no recipient (no attempts, outcomes, rest) speaks of all that are known and not sent to.
+    """
 
     message_id: str  # MessageIdentity.id
     directory: str

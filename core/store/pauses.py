@@ -7,21 +7,15 @@ setting.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from sqlmodel import Session
 
+from core.domain.circuit import Pause as Pause
+from core.domain.circuit import PausedBy as PausedBy
 from core.errors import NotFound
 from core.store.epoch import from_database, optional_from_database, optional_to_database, to_database
 from core.store.tables import AccountRow, DirectoryRow, PausedRow, RelayRow
-
-
-class PausedBy(StrEnum):
-    """Whose act it was."""
-
-    OPERATOR = "operator"
-    SERVICE = "service"
 
 
 class Place(StrEnum):
@@ -30,23 +24,6 @@ class Place(StrEnum):
     ACCOUNT = "account"
     DIRECTORY = "directory"
     RELAY = "relay"  # its name is ""
-
-
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """Why something doesn't go. Times in seconds since the epoch."""
-
-    by: PausedBy
-    code: str  # stable: operator, login_refused, quota, ...
-    reason: str
-    since: float
-    until: float | None = None  # None: until it is lifted
-    remedy: str = ""
-    trials: int = 0  # tried since, to see whether it can be lifted
-
-    def in_force(self, now: float) -> bool:
-        """Whether its `until` is still to come."""
-        return self.until is None or now < self.until
 
 
 def get(session: Session, place: Place, name: str = "") -> Pause | None:

@@ -11,7 +11,15 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from core.domain.envelope import Recipient
-from core.domain.outcome import Attempt, RecipientOutcome
+from core.domain.outcome import AccountFault, Attempt, RecipientOutcome
+
+
+class AccountUnavailable(Exception):
+    """No connection could be had through the account; `fault` says whose fault and for how long."""
+
+    def __init__(self, fault: AccountFault) -> None:
+        super().__init__(fault.detail)
+        self.fault = fault
 
 
 class Journal(Protocol):
@@ -32,17 +40,17 @@ class Body(Protocol):
     size: int  # octets, exact
 
     def chunks(self) -> Iterator[bytes]:
-        """From the start, at most 256 KiB each. Raises MessageChanged if the file changed under it. May be called again."""
+        """From the start, at most 256 KiB each. May be called again. Raises MessageChanged."""
         ...
 
 
 class Content(Protocol):
     """A message's content and what the server must be able to do for it."""
 
-    eight_bit: bool  # octets over 127 in the body or header
-    smtputf8: bool  # a non-ASCII local part, or octets over 127 in the header
+    eight_bit: bool  # octets over 127 in body or header: declare BODY=8BITMIME
+    header_utf8: bool  # the header is raw UTF-8: declare SMTPUTF8 where it is offered
 
-    def body(self, *, eight_bit_allowed: bool) -> Body:
+    def body(self, *, eight_bit_allowed: bool, smtputf8_allowed: bool) -> Body:
         """As it is, or re-encoded where the server or a line over 998 octets forces it.
 
         Raises MessageRejected 5.6.3 where that would break a signature or can't be done.
@@ -53,11 +61,26 @@ class Content(Protocol):
 class Mail(Protocol):
     """What one transaction sends."""
 
-    sender: str  # reverse-path mailbox; "" is the null sender
-    ret: str | None  # RFC 3461: FULL or HDRS
-    envid: str | None
-    content: Content
-    recipients: Sequence[Recipient]
+    @property
+    def sender(self) -> str:
+        """Reverse-path mailbox; "" is the null sender."""
+        ...
+
+    @property
+    def ret(self) -> str | None:
+        """RFC 3461: FULL or HDRS."""
+        ...
+
+    @property
+    def envid(self) -> str | None:
+        """RFC 3461."""
+        ...
+
+    @property
+    def content(self) -> Content: ...
+
+    @property
+    def recipients(self) -> Sequence[Recipient]: ...
 
 
 class Turn(Protocol):
@@ -80,6 +103,10 @@ class Transport(Protocol):
 
     async def turn(self) -> Turn:
         """Wait for a connection that is ready. Raises AccountUnavailable with the fault where none can be had."""
+        ...
+
+    def abort(self) -> None:
+        """Cut everything off now."""
         ...
 
     async def close(self) -> None:

@@ -1,0 +1,436 @@
+"""The cycle of one directory: scan, claim, deliver, settle, in bounded batches; and what wakes it.
+
+`run` works off one whole scan. `offer` takes a single name, from an event or because it became due, and delivers it at
+once. Both share one table of what is being worked on, so that overlapping runs, drains and events never touch a message
+twice, and one bound on how many messages are open. A name that isn't ready, or is due later, comes back by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import structlog
+
+from core.delivery import Delivered, Outlets, block_of
+from core.domain.account import Directory
+from core.domain.clock import Clock
+from core.domain.message import State
+from core.domain.outcome import Outcome
+from core.domain.routing import Refusal
+from core.errors import (
+    DirectoryUnavailable,
+    MessageBusy,
+    MessageError,
+    MessageGone,
+    MessageNotDue,
+    MessageNotReady,
+    RelayError,
+    StorageBroken,
+    StorageFull,
+)
+from core.spool.directory import DirectorySpool, Opened, Recovered
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+PROBLEMS_KEPT = 1000  # of which the alerts name examples
+RETRY_MAX = 200_000  # names that wait for their time in memory; the others are found by the next scan
+OFFERED_MAX = 100_000  # names that wait for a slot, likewise
+CONTENDED_SECONDS = 1.0  # until a name that somebody else holds is looked at again
+
+
+class Deliverer(Protocol):
+    """What delivers a message (core/delivery.py)."""
+
+    async def deliver(self, spool: DirectorySpool, directory: Directory, opened: Opened) -> Delivered: ...
+
+    async def settle_recovered(
+        self, spool: DirectorySpool, directory: Directory, recovered: Recovered
+    ) -> Delivered: ...
+
+
+@dataclass(slots=True)
+class Report:
+    """What one run did: messages and recipients by outcome, and why others couldn't go."""
+
+    messages: Counter[Outcome] = field(default_factory=Counter)
+    recipients: Counter[Outcome] = field(default_factory=Counter)
+    blocked: Counter[Refusal] = field(default_factory=Counter)
+    unavailable: str | None = None
+    stopped: bool = False
+    complete: bool = True
+
+    def add(self, delivered: Delivered) -> None:
+        """Count one message."""
+        if delivered.outcome is not None:
+            self.messages[delivered.outcome] += 1
+        elif delivered.blocked is not None:
+            self.blocked[delivered.blocked] += 1
+        for outcome in delivered.recipients:
+            self.recipients[outcome.outcome] += 1
+
+
+class _Run:
+    """One run's tasks. `returned`: put back meanwhile; a rename may show such a name to the same scan again."""
+
+    __slots__ = ("report", "returned", "tasks")
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.returned: set[bytes] = set()
+        self.tasks: set[asyncio.Task[Delivered | None]] = set()
+
+    def follow(self, name: bytes, task: asyncio.Task[Delivered | None]) -> None:
+        """Count what comes of it."""
+        if task in self.tasks:
+            return
+
+        def done(task: asyncio.Task[Delivered | None]) -> None:
+            self.tasks.discard(task)
+            delivered = None if task.cancelled() or task.exception() is not None else task.result()
+            if delivered is None or delivered.outcome is not Outcome.SENT:
+                self.returned.add(name)
+            if delivered is not None:
+                self.report.add(delivered)
+
+        self.tasks.add(task)
+        task.add_done_callback(done)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A file that is left where it is, and why. Times in seconds since the epoch."""
+
+    file_name: bytes
+    error: MessageError
+    since: float
+
+
+class Cycle:
+    """One directory's work. All methods belong to the event loop."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        spool: DirectorySpool,
+        deliverer: Deliverer,
+        outlets: Outlets,
+        *,
+        clock: Clock,
+        open_messages: asyncio.Semaphore,
+        look_ahead: int = 64,
+        scan_batch: int = 1000,
+        on_delivered: Callable[[Directory, Delivered], None] | None = None,
+    ) -> None:
+        self.directory = directory
+        self.spool = spool
+        self.problems: dict[bytes, Problem] = {}
+        self.unavailable: DirectoryUnavailable | None = None
+        self.storage: StorageFull | StorageBroken | None = None
+        self.writing: dict[bytes, float] = {}  # names that aren't ready yet, since when
+        self.paused: Callable[[], bool] = lambda: False
+        self._deliverer = deliverer
+        self._outlets = outlets
+        self._clock = clock
+        self._open_messages = open_messages  # of the whole process
+        self._look_ahead = look_ahead
+        self._slot_freed = asyncio.Event()
+        self._offered: dict[bytes, bool] = {}  # names that wait for a slot, and whether their event was seen
+        self._scan_batch = scan_batch
+        self._on_delivered = on_delivered
+        self._working: dict[bytes, asyncio.Task[Delivered | None]] = {}
+        self._later: list[tuple[float, bytes]] = []  # monotonic time, name
+        self._later_names: set[bytes] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._recovered = False
+        self._recovering = asyncio.Lock()
+        self._stopping = False
+
+    # --- whole runs ---
+
+    async def run(self, *, include_deferred: bool = False, stop: Callable[[], bool] = lambda: False) -> Report:
+        """Work off one whole scan, begun now; each message is tried at most once. Ends when all of it is settled."""
+        report = Report()
+
+        def ended() -> bool:
+            return self._stopping or stop()
+
+        try:
+            await self.ready()
+            await self._take_orphans(report)
+            if include_deferred:
+                await self._make_due(ended)
+            await self._work_off(report, ended)
+        except DirectoryUnavailable as error:
+            self._lost(error)
+            report.unavailable, report.complete = error.detail, False
+        report.stopped = ended()
+        report.complete = report.complete and not report.stopped
+        self._wake_when_due()
+        return report
+
+    async def ready(self) -> None:
+        """Open it, and recover what dead owners left before anything is claimed. Raises DirectoryUnavailable."""
+        async with self._recovering:
+            try:
+                await asyncio.to_thread(self.spool.open)
+                if not self._recovered:
+                    async for recovered in _threaded(self.spool.recover(), self._scan_batch):
+                        await self._recover(recovered, None)
+                    self._recovered = True
+            except DirectoryUnavailable as error:
+                self._lost(error)
+                raise
+            if self.unavailable is not None:
+                log.info("directory is back", directory=self.directory.name)
+            self.unavailable = None
+
+    async def _take_orphans(self, report: Report) -> None:
+        """`.lck` files whose owner died while we live; and disposals that waited for room or a right."""
+        async for recovered in _threaded(self.spool.orphans(), self._scan_batch):
+            await self._recover(recovered, report)
+        await asyncio.to_thread(self.spool.retry_pending)
+
+    async def _recover(self, recovered: Recovered, report: Report | None) -> None:
+        try:
+            delivered = await self._deliverer.settle_recovered(self.spool, self.directory, recovered)
+        except MessageError as error:
+            self._problem(recovered.claim.file_name, error)
+            return
+        if report is not None:
+            report.add(delivered)
+        if self._on_delivered is not None:
+            self._on_delivered(self.directory, delivered)
+
+    async def _make_due(self, ended: Callable[[], bool]) -> None:
+        async for entry in _threaded(self.spool.entries({State.DEFERRED}), self._scan_batch):
+            if ended():
+                return
+            with contextlib.suppress(RelayError):  # it moved on meanwhile
+                self.spool.retry(entry)
+
+    async def _work_off(self, report: Report, ended: Callable[[], bool]) -> None:
+        run = _Run(report)
+        seen: set[bytes] | None = set() if self.problems or self.writing else None
+        async for name in _threaded(self.spool.scan(), self._scan_batch):
+            if ended():
+                break
+            if seen is not None:
+                seen.add(name)
+            if name not in run.returned:
+                await self._work_on(name, run, ended)
+        if run.tasks:
+            await asyncio.wait(run.tasks)
+        if seen is not None and not ended():
+            self._forget(seen)
+
+    async def _work_on(self, name: bytes, run: _Run, ended: Callable[[], bool]) -> None:
+        """Start the name as soon as there is a slot, or join whoever works on it."""
+        block = self._block()
+        if block is None and name not in self._working:
+            await self._free_slot()
+            block = self._block()  # time has passed
+        if block is not None:
+            run.report.blocked[block] += 1
+        elif not ended():
+            run.follow(name, self._working.get(name) or self._start(name, event_seen=False))
+
+    async def _free_slot(self) -> None:
+        while len(self._working) >= self._look_ahead:
+            self._slot_freed.clear()
+            await self._slot_freed.wait()
+
+    def _block(self) -> Refusal | None:
+        """Why no message of this directory could go now, without opening any."""
+        if self.paused():
+            return Refusal("", "directory_paused")
+        if self.storage is not None and not self.spool.claims_allowed:
+            return Refusal("", self.storage.code)
+        route = self._outlets.route(self.directory, frozenset())
+        return block_of(route) if route.account is None else None
+
+    # --- single names ---
+
+    def offer(self, name: bytes, *, event_seen: bool = True) -> None:
+        """A file was closed or moved here, or is due: deliver it at once."""
+        if self._stopping or not self._recovered or name in self._working or not self.spool.matches(name):
+            return
+        if self._block() is not None:
+            return  # a resume or the next run finds it
+        if len(self._working) < self._look_ahead:
+            self._start(name, event_seen=event_seen)
+        elif len(self._offered) < OFFERED_MAX:  # else the next run finds it
+            self._offered.setdefault(name, event_seen)
+
+    def _start_offered(self) -> None:
+        """A slot is free: the next name that was offered, first come, first served."""
+        while self._offered and len(self._working) < self._look_ahead:
+            name = next(iter(self._offered))
+            event_seen = self._offered.pop(name)
+            if not self._stopping and name not in self._working and self._block() is None:
+                self._start(name, event_seen=event_seen)
+
+    def _start(self, name: bytes, *, event_seen: bool) -> asyncio.Task[Delivered | None]:
+        task = asyncio.get_running_loop().create_task(self._one(name, event_seen=event_seen))
+        self._working[name] = task
+        return task
+
+    async def _one(self, name: bytes, *, event_seen: bool) -> Delivered | None:
+        try:
+            async with self._open_messages:
+                delivered = await self._deliver(name, event_seen=event_seen)
+        except Exception:  # nothing that one file does may stop the others
+            log.exception("delivery failed", directory=self.directory.name, file=name, remedy="report this as a fault")
+            self._look_again(name, 60.0)
+            return None
+        finally:
+            del self._working[name]
+            self._slot_freed.set()
+            self._start_offered()
+        if delivered is not None:
+            self.problems.pop(name, None)
+            self.writing.pop(name, None)
+            if delivered.due_at is not None:
+                self._look_again(name, max(delivered.due_at - self._clock.now(), 0.0))
+            if self._on_delivered is not None:
+                self._on_delivered(self.directory, delivered)
+        return delivered
+
+    async def _deliver(self, name: bytes, *, event_seen: bool) -> Delivered | None:
+        try:
+            opened = self.spool.examine(name, event_seen=event_seen)
+            delivered = await self._deliverer.deliver(self.spool, self.directory, opened)
+        except MessageGone:
+            self.problems.pop(name, None)
+            self.writing.pop(name, None)
+        except MessageNotDue as error:
+            self._look_again(name, max(error.due_at - self._clock.now(), 0.0))
+        except MessageNotReady as error:
+            self.writing.setdefault(name, self._clock.now())
+            self._look_again(name, error.retry_after_seconds)
+        except MessageBusy:
+            self._look_again(name, CONTENDED_SECONDS)
+        except MessageError as error:
+            self.writing.pop(name, None)
+            self._problem(name, error)
+        except DirectoryUnavailable as error:
+            self._lost(error)
+        except (StorageFull, StorageBroken) as error:
+            self._storage(error)
+        else:
+            self.storage = None
+            return delivered
+        return None
+
+    # --- later ---
+
+    def _look_again(self, name: bytes, seconds: float) -> None:
+        """Offer the name again after so many seconds."""
+        if self._stopping or name in self._later_names or len(self._later) >= RETRY_MAX:
+            return
+        self._later_names.add(name)
+        heapq.heappush(self._later, (self._clock.monotonic() + seconds, name))
+        self._set_timer()
+
+    def _wake_when_due(self) -> None:
+        """Deferred mail of an earlier life is only known by its sidecar: the earliest due time wakes the cycle."""
+        due_at = self.spool.next_due_at()
+        if due_at is not None:
+            self._look_again(b"", max(due_at - self._clock.now(), 0.0))
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._later and not self._stopping:
+            delay = max(self._later[0][0] - self._clock.monotonic(), 0.0)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._offer_due)
+
+    def _offer_due(self) -> None:
+        self._timer = None
+        now = self._clock.monotonic()
+        while self._later and self._later[0][0] <= now:
+            _, name = heapq.heappop(self._later)
+            self._later_names.discard(name)
+            if name:
+                self.offer(name, event_seen=False)
+            elif not self.paused():
+                self.wake()
+        self._set_timer()
+
+    wake: Callable[[], None] = staticmethod(lambda: None)  # runs the cycle soon; set by the scheduler
+
+    # --- what is left alone ---
+
+    def _problem(self, name: bytes, error: MessageError) -> None:
+        if name not in self.problems:
+            if len(self.problems) < PROBLEMS_KEPT:
+                self.problems[name] = Problem(name, error, self._clock.now())
+            log.warning(
+                "left alone",
+                directory=self.directory.name,
+                file=name,
+                code=error.code,
+                reason=error.detail,
+                remedy=error.remedy,
+            )
+
+    def _forget(self, seen: set[bytes]) -> None:
+        """What a whole scan didn't show is gone."""
+        gone = [n for n in {*self.problems, *self.writing} if n not in seen and n not in self._working]
+        for name in gone:
+            self.problems.pop(name, None)
+            self.writing.pop(name, None)
+
+    def _lost(self, error: DirectoryUnavailable) -> None:
+        if self.unavailable is None:
+            log.error("directory unavailable", directory=self.directory.name, reason=error.detail, remedy=error.remedy)
+        self.unavailable = error
+        self._recovered = False
+
+    def _storage(self, error: StorageFull | StorageBroken) -> None:
+        if self.storage is None:
+            log.error("no new claims", directory=self.directory.name, reason=error.detail, remedy=error.remedy)
+        self.storage = error
+
+    # --- the end ---
+
+    @property
+    def in_flight(self) -> int:
+        """Messages that are being worked on."""
+        return len(self._working)
+
+    def begin_stop(self) -> None:
+        """Start nothing more."""
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def drained(self, timeout_seconds: float) -> bool:
+        """Wait for what is in flight. False: time was up."""
+        if not self._working:
+            return True
+        _, pending = await asyncio.wait(list(self._working.values()), timeout=timeout_seconds)
+        return not pending
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        self.spool.close()
+
+
+async def _threaded(items: Iterator[T], batch: int) -> AsyncIterator[T]:
+    """Pull an iterator that blocks in a thread, `batch` items at a time."""
+
+    def pull() -> list[T]:
+        return list(itertools.islice(items, batch))
+
+    while chunk := await asyncio.to_thread(pull):
+        for item in chunk:
+            yield item

@@ -1,0 +1,574 @@
+"""One message, start to end: the only file that sequences effects.
+
+    open file -> envelope -> route -> a connection's turn -> claim -> attempt(s) -> decision -> ledger (commit, dispose)
+
+A message is claimed only when a connection is ready for it. An outcome is in the spool's log the moment it is known and
+in the database before the file is touched. What goes wrong with one message stays with it: every path below ends with
+the file released, put back, held, in badmail or deleted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Protocol
+
+import structlog
+
+from core.domain.account import Account, Directory, FromPolicy
+from core.domain.clock import Clock
+from core.domain.envelope import Recipient
+from core.domain.lifecycle import Disposition, Settlement, settle
+from core.domain.message import MessageIdentity
+from core.domain.outcome import AccountFault, Attempt, Blame, Outcome, RecipientOutcome
+from core.domain.reply import Phase
+from core.domain.routing import Refusal, Route
+from core.domain.sidecar import Sidecar
+from core.errors import MessageError, MessageRejected
+from core.spool.body import Prepared, prepare
+from core.spool.directory import (
+    Claim,
+    Delete,
+    DirectorySpool,
+    Disposal,
+    Disposed,
+    Hold,
+    Opened,
+    PutBack,
+    Recovered,
+    ToBadmail,
+    Verdict,
+)
+from core.store.entry import Entry, NumberedAttempt, Status
+from core.transport.base import AccountUnavailable, Transport
+from core.transport.smtp import OutgoingMail
+
+log = structlog.get_logger()
+
+READ_INLINE_BYTES = 1 << 18  # larger files are read in a thread
+
+
+class Outlets(Protocol):
+    """The accounts as delivery sees them: which may be used now, and what became of using one."""
+
+    def route(self, directory: Directory, tried: frozenset[str]) -> Route:
+        """Which account a message of the directory goes through now."""
+        ...
+
+    def account(self, name: str) -> Account: ...
+
+    def transport(self, name: str) -> Transport: ...
+
+    def begin(self, name: str) -> None:
+        """A message sets out; the one on trial, where the account's circuit is half open."""
+        ...
+
+    def worked(self, name: str) -> None:
+        """The account's server took or refused a message for its own sake."""
+        ...
+
+    def failed(self, fault: AccountFault) -> None:
+        """It is the account's fault."""
+        ...
+
+    def ended(self, name: str) -> None:
+        """The message that set out is done with the account, whatever came of it."""
+        ...
+
+
+class Ledger(Protocol):
+    """Where outcomes are committed and, after that, files disposed of (core/store/ledger.py)."""
+
+    @property
+    def healthy(self) -> bool:
+        """False: outcomes can't be committed now, so nothing new is claimed."""
+        ...
+
+    def settle(self, entry: Entry) -> Awaitable[object]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one delivery."""
+
+    max_header_bytes: int = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """What came of one message. `outcome` None: it wasn't claimed, for `blocked`'s reason, or put back uncounted."""
+
+    identity: MessageIdentity
+    outcome: Outcome | None
+    recipients: tuple[RecipientOutcome, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    blocked: Refusal | None = None
+    due_at: float | None = None
+    held: bool = False
+    arrived_at: float = 0.0
+    ended_at: float = 0.0
+
+
+@dataclass(slots=True)
+class _Work:
+    """A message while it is delivered."""
+
+    spool: DirectorySpool
+    directory: Directory
+    opened: Opened
+    prepared: Prepared
+    claim: Claim | None = None
+    outcomes: dict[str, RecipientOutcome] = field(default_factory=dict)
+    attempts: list[Attempt] = field(default_factory=list)
+    tried: frozenset[str] = frozenset()
+    route: Route | None = None
+    settled: bool = False  # handed to the ledger: no longer ours to close
+
+    @property
+    def sidecar(self) -> Sidecar | None:
+        return self.opened.sidecar
+
+    def open_recipients(self) -> list[Recipient]:
+        """Those that nobody has decided about, in this claim or an earlier one."""
+        was = self.sidecar
+        return [
+            r
+            for r in self.prepared.envelope.recipients
+            if r.mailbox not in self.outcomes
+            and (was is None or (r.mailbox not in was.accepted and r.mailbox not in was.failed))
+        ]
+
+    def all_recipients(self) -> list[str]:
+        envelope = self.prepared.envelope
+        return [r.mailbox for r in envelope.recipients] + [text for text, _ in envelope.rejected]
+
+
+class Delivery:
+    """Delivers messages of any directory."""
+
+    def __init__(
+        self,
+        outlets: Outlets,
+        ledger: Ledger,
+        *,
+        clock: Clock,
+        chance: Callable[[], float],
+        host_name: str,
+        limits: Limits | None = None,
+    ) -> None:
+        self._outlets = outlets
+        self._ledger = ledger
+        self._clock = clock
+        self._chance = chance
+        self._host_name = host_name
+        self._limits = limits or Limits()
+
+    # --- a message that waits ---
+
+    async def deliver(self, spool: DirectorySpool, directory: Directory, opened: Opened) -> Delivered:
+        """Deliver an opened message. On return or any error the handle is closed, one way or the other.
+
+        Raises MessageError (left where it is, the error says why), StorageFull, StorageBroken, DirectoryUnavailable.
+        """
+        if opened.reject is not None:
+            return await self._reject(spool, directory, opened, opened.reject)
+        try:
+            prepared = await self._prepare(spool, directory, opened)
+        except MessageRejected as rejection:
+            return await self._reject(spool, directory, opened, rejection)
+        except BaseException:
+            spool.release(opened)
+            raise
+        work = _Work(spool, directory, opened, prepared)
+        try:
+            return await self._finish(work)
+        except MessageRejected as rejection:
+            if work.claim is None:
+                return await self._reject(spool, directory, opened, rejection, prepared)
+            self._refuse_rest(work, rejection)
+            return await self._settle(work)
+        except MessageError:
+            if work.claim is None:
+                raise
+            return await self._settle(work)  # it changed while it was sent; closed before the dot
+        finally:
+            if work.claim is None:
+                spool.release(opened)
+            elif not work.settled:
+                self._abandon(work, work.claim)
+
+    async def _finish(self, work: _Work) -> Delivered:
+        await self._attempts(work)
+        if work.claim is None and not work.open_recipients():
+            work.claim = work.spool.claim(work.opened)  # all were decided before; only the file is left over
+        return self._blocked(work) if work.claim is None else await self._settle(work)
+
+    def _abandon(self, work: _Work, claim: Claim) -> None:
+        """Something unforeseen. Nothing of it can have left: back with it; else the log tells the next recovery."""
+        if claim.logged:
+            log.error("abandoned in flight", message=claim.identity.id, remedy="the next scan recovers it by its log")
+            work.spool.release(work.opened)
+        else:
+            work.spool.put_back_now(claim)
+
+    async def _prepare(self, spool: DirectorySpool, directory: Directory, opened: Opened) -> Prepared:
+        def read() -> Prepared:
+            return prepare(
+                opened.fd,
+                size=opened.size,
+                mtime_ns=opened.identity.mtime_ns,
+                dot_stuffing=directory.dot_stuffing,
+                proven=spool.proven(),
+                max_header_bytes=self._limits.max_header_bytes,
+                max_recipients=directory.max_recipients,
+                name=opened.identity.name,
+            )
+
+        prepared = read() if opened.size <= READ_INLINE_BYTES else await asyncio.to_thread(read)
+        if prepared.dot_proof is not None:
+            spool.set_proven(prepared.dot_proof)
+        return prepared
+
+    async def _attempts(self, work: _Work) -> None:
+        """Try accounts in order until everybody is decided or no account is left."""
+        for text, why in work.prepared.envelope.rejected:
+            work.outcomes[text] = RecipientOutcome(
+                text, Outcome.FAILED, Phase.LOCAL, Blame.RECIPIENT, 501, "5.1.3", why
+            )
+        while recipients := work.open_recipients():
+            work.route = self._outlets.route(work.directory, work.tried)
+            name = work.route.account
+            if name is None or not self._ledger.healthy or not work.spool.claims_allowed:
+                return
+            self._outlets.begin(name)
+            try:
+                await self._through(work, name, recipients)
+            finally:
+                self._outlets.ended(name)
+
+    async def _through(self, work: _Work, name: str, recipients: Sequence[Recipient]) -> None:
+        account = self._outlets.account(name)
+        try:
+            turn = await self._outlets.transport(name).turn()
+        except AccountUnavailable as error:
+            self._outlets.failed(error.fault)
+            work.tried |= {name}
+            return
+        try:
+            if work.claim is None:
+                work.claim = work.spool.claim(work.opened)
+            mail = self._mail(work, account, recipients[: account.recipients_per_message])
+            attempt = await turn.send(mail, work.claim)
+        finally:
+            turn.release()
+        self._take(work, account, attempt)
+        if attempt.unlogged and not work.open_recipients() and _all_sent(work):
+            work.spool.discard_now(work.claim)
+
+    def _mail(self, work: _Work, account: Account, recipients: Sequence[Recipient]) -> OutgoingMail:
+        envelope, was = work.prepared.envelope, work.sidecar
+        sender = envelope.sender
+        if account.from_address and account.from_policy is not FromPolicy.KEEP and sender:
+            sender = account.from_address
+        content = work.prepared.content(
+            message_id=(was and was.message_id) or self.message_id(work.directory, work.opened.identity),
+            date=(was and was.date) or _date(work.opened.arrived_at),
+            from_address=account.from_address,
+            from_policy=account.from_policy,
+        )
+        return OutgoingMail(sender, recipients, content, envelope.ret, envelope.envid)
+
+    def _take(self, work: _Work, account: Account, attempt: Attempt) -> None:
+        """Enter what an attempt brought; leave open what another account, or a new transaction, may still do."""
+        duplicate = work.sidecar is not None and work.sidecar.possible_duplicate
+        if duplicate:
+            attempt = replace(attempt, possible_duplicate=True)
+        work.attempts.append(attempt)
+        some_sent = any(o.outcome is Outcome.SENT for o in attempt.outcomes)
+        for outcome in attempt.outcomes:
+            rest_now = outcome.blame is Blame.MESSAGE and outcome.outcome is Outcome.DEFERRED and some_sent
+            if not rest_now:
+                work.outcomes[outcome.recipient] = outcome
+        if attempt.fault is not None:
+            self._outlets.failed(attempt.fault)
+        else:
+            self._outlets.worked(account.name)
+        blames = {o.blame for o in attempt.outcomes if o.outcome is not Outcome.SENT}
+        if blames & {Blame.ACCOUNT, Blame.SENDER}:
+            work.tried |= {account.name}
+            self._reopen(work, attempt)
+
+    def _reopen(self, work: _Work, attempt: Attempt) -> None:
+        """Give the next account those whom this one may not, or can't, send to now."""
+        route = self._outlets.route(work.directory, work.tried)
+        waits = any(r.reason == "account_paused" and r.account not in work.tried for r in route.refusals)
+        for outcome in attempt.outcomes:
+            if outcome.outcome in (Outcome.SENT, Outcome.UNKNOWN) or outcome.recipient not in work.outcomes:
+                continue
+            if outcome.blame not in (Blame.ACCOUNT, Blame.SENDER):
+                continue
+            if route.account is not None:
+                del work.outcomes[outcome.recipient]
+            elif outcome.blame is Blame.SENDER and waits:  # another account may, later
+                work.outcomes[outcome.recipient] = replace(outcome, outcome=Outcome.DEFERRED, blame=Blame.SENDER)
+
+    def _refuse_rest(self, work: _Work, rejection: MessageRejected) -> None:
+        """Found out while sending that it can't be sent as it is."""
+        for recipient in work.open_recipients():
+            work.outcomes[recipient.mailbox] = RecipientOutcome(
+                recipient.mailbox,
+                Outcome.FAILED,
+                Phase.LOCAL,
+                Blame.MESSAGE,
+                554,
+                rejection.enhanced_code,
+                rejection.detail,
+            )
+
+    def _blocked(self, work: _Work) -> Delivered:
+        if not self._ledger.healthy:
+            refusal = Refusal("", "database_unavailable")
+        elif not work.spool.claims_allowed:
+            refusal = Refusal("", "storage_full")
+        else:
+            assert work.route is not None
+            refusal = block_of(work.route)
+        return Delivered(work.opened.identity, None, blocked=refusal, arrived_at=work.opened.arrived_at)
+
+    # --- decisions carried out ---
+
+    async def _settle(self, work: _Work) -> Delivered:
+        assert work.claim is not None
+        now = self._clock.now()
+        account = work.attempts[-1].account if work.attempts else None
+        settlement = settle(
+            work.directory,
+            work.sidecar,
+            work.all_recipients(),
+            work.outcomes,
+            now=now,
+            chance=self._chance(),
+            account=account,
+        )
+        settlement = self._keep_added(work, settlement)
+        told = {o.recipient for a in work.attempts for o in a.outcomes}
+        local = [o for o in work.outcomes.values() if o.recipient not in told]
+        local += [
+            RecipientOutcome(name, Outcome.FAILED, Phase.LOCAL, Blame.TRANSIENT, None, "4.4.7", settlement.reason)
+            for name in settlement.expired
+        ]
+        was, kept = work.sidecar, settlement.sidecar
+        before = was.attempts if was else 0
+        identity = work.opened.identity
+        entry = Entry(
+            message_id=identity.id,
+            directory=work.directory.name,
+            sender=work.prepared.envelope.sender,
+            size_bytes=identity.size,
+            arrived_at=work.opened.arrived_at,
+            status=Status(settlement.status.value),
+            finished=settlement.finished,
+            internet_message_id=work.prepared.internet_message_id or self.message_id(work.directory, identity),
+            subject=work.prepared.subject,
+            attempts=tuple(NumberedAttempt(before + n, a) for n, a in enumerate(work.attempts, 1)),
+            outcomes=tuple(local),
+            reason=settlement.reason,
+            attempts_counted=kept.attempts if kept else before + (settlement.disposition is Disposition.DELETE),
+            first_attempt_at=(kept.first_attempt_at if kept else None) or (was.first_attempt_at if was else None),
+            possible_duplicate=bool((kept or was) and (kept or was or Sidecar()).possible_duplicate),
+            disposal=_disposal(work.claim, settlement),
+            disposer=work.spool,
+        )
+        work.settled = True
+        return await self._commit(work, settlement, entry, now)
+
+    async def _commit(self, work: _Work, settlement: Settlement, entry: Entry, now: float) -> Delivered:
+        disposed = await self._ledger.settle(entry)
+        self._report(work, settlement, disposed)
+        uncounted = settlement.disposition is Disposition.PUT_BACK and settlement.sidecar is None
+        blocked = None
+        if uncounted and work.route is not None and work.attempts:
+            blocked = block_of(self._outlets.route(work.directory, frozenset()))
+        return Delivered(
+            work.opened.identity,
+            None if uncounted else settlement.status,
+            tuple(work.outcomes.values()),
+            tuple(work.attempts),
+            blocked,
+            settlement.sidecar.due_at if settlement.sidecar else None,
+            settlement.disposition is Disposition.HOLD,
+            work.opened.arrived_at,
+            now,
+        )
+
+    def _report(self, work: _Work, settlement: Settlement, disposed: object) -> None:
+        """One line an event; each failure says what to do about it."""
+        entry = log.bind(message=work.opened.identity.id, directory=work.directory.name)
+        account = work.attempts[-1].account if work.attempts else None
+        match settlement.disposition:
+            case Disposition.DELETE:
+                entry.info("sent", account=account, recipients=len(work.outcomes))
+            case Disposition.PUT_BACK if settlement.sidecar is None:
+                entry.info("put back", account=account, reason=settlement.reason, remedy="see the account's pause")
+            case Disposition.PUT_BACK:
+                assert settlement.sidecar is not None
+                entry.warning(
+                    "deferred",
+                    account=account,
+                    reason=settlement.reason,
+                    due_at=settlement.sidecar.due_at,
+                    attempts=settlement.sidecar.attempts,
+                    remedy="nothing to do: it is tried again when due; `mpu retry` makes it due now",
+                )
+            case Disposition.BADMAIL:
+                entry.error(
+                    "to badmail",
+                    account=account,
+                    reason=settlement.reason,
+                    remedy="read the reason beside the file, correct it, then `mpu retry` it",
+                )
+            case Disposition.HOLD:
+                entry.error(
+                    "held",
+                    account=account,
+                    reason=settlement.reason,
+                    remedy="look at the provider whether it was delivered, then release or delete it",
+                )
+        if isinstance(disposed, Disposed) and not disposed.ok:
+            entry.error("could not dispose of the file", error=disposed.error, remedy=disposed.remedy)
+
+    def _keep_added(self, work: _Work, settlement: Settlement) -> Settlement:
+        """Date and Message-ID that were added stay the same on each attempt."""
+        if settlement.sidecar is None:
+            return settlement
+        sidecar = settlement.sidecar
+        if work.prepared.internet_message_id is None and sidecar.message_id is None:
+            sidecar = replace(sidecar, message_id=self.message_id(work.directory, work.opened.identity))
+        if not work.prepared.has_date and sidecar.date is None:
+            sidecar = replace(sidecar, date=_date(work.opened.arrived_at))
+        return replace(settlement, sidecar=sidecar)
+
+    async def _reject(
+        self,
+        spool: DirectorySpool,
+        directory: Directory,
+        opened: Opened,
+        rejection: MessageRejected,
+        prepared: Prepared | None = None,
+    ) -> Delivered:
+        """It can never be sent as it is: to badmail, with the reason."""
+        if not self._ledger.healthy or not spool.claims_allowed:
+            spool.release(opened)
+            return Delivered(opened.identity, None, blocked=Refusal("", "storage_full"), arrived_at=opened.arrived_at)
+        claim = spool.claim(opened)
+        now = self._clock.now()
+        names = tuple(r.mailbox for r in prepared.envelope.recipients) if prepared else ()
+        reason = f"{rejection.enhanced_code} {rejection.detail}"
+        was = opened.sidecar or Sidecar()
+        sidecar = replace(was, reason=reason, code=554, enhanced_code=rejection.enhanced_code, due_at=None)
+        text = reason + (f"\n{rejection.remedy}" if rejection.remedy else "")
+        disposed = await self._ledger.settle(
+            Entry(
+                message_id=opened.identity.id,
+                directory=directory.name,
+                sender=prepared.envelope.sender if prepared else "",
+                size_bytes=opened.size,
+                arrived_at=opened.arrived_at,
+                status=Status.FAILED,
+                finished=True,
+                internet_message_id=prepared.internet_message_id if prepared else None,
+                subject=prepared.subject if prepared else None,
+                rest=names,
+                reason=reason,
+                enhanced_code=rejection.enhanced_code,
+                attempts_counted=was.attempts,
+                possible_duplicate=was.possible_duplicate,
+                disposal=ToBadmail(claim, sidecar, text),
+                disposer=spool,
+            )
+        )
+        outcomes = tuple(
+            RecipientOutcome(
+                name, Outcome.FAILED, Phase.LOCAL, Blame.MESSAGE, 554, rejection.enhanced_code, rejection.detail
+            )
+            for name in names
+        )
+        log.error(
+            "to badmail",
+            message=opened.identity.id,
+            directory=directory.name,
+            reason=reason,
+            remedy=rejection.remedy or "correct the file, then `mpu retry` it",
+        )
+        if isinstance(disposed, Disposed) and not disposed.ok:
+            log.error("could not dispose of the file", message=opened.identity.id, error=disposed.error)
+        return Delivered(opened.identity, Outcome.FAILED, outcomes, (), None, None, False, opened.arrived_at, now)
+
+    # --- a message whose owner died ---
+
+    async def settle_recovered(self, spool: DirectorySpool, directory: Directory, recovered: Recovered) -> Delivered:
+        """Act on what the logs say of it, and send nothing (spool.md, "Recovery")."""
+        claim = recovered.claim
+        if recovered.verdict is Verdict.UNTOUCHED:
+            spool.put_back_now(claim)
+            log.info("recovered: put back", message=claim.identity.id, directory=directory.name)
+            return Delivered(claim.identity, None, arrived_at=claim.arrived_at)
+        work = _Work(spool, directory, claim.opened, await self._prepare_recovered(spool, directory, claim), claim)
+        for outcome in recovered.outcomes:
+            work.outcomes[outcome.recipient] = outcome
+        names = [r.mailbox for r in work.open_recipients()] if recovered.restarted else list(recovered.unknown)
+        text = "the service ended before the server's reply was read"
+        for name in names:
+            work.outcomes.setdefault(name, RecipientOutcome(name, Outcome.UNKNOWN, Phase.DOT, None, text=text))
+        unknown = tuple(o for o in work.outcomes.values() if o.outcome is Outcome.UNKNOWN)
+        if unknown:
+            now = self._clock.now()
+            work.attempts.append(Attempt("", "", None, now, now, unknown, possible_duplicate=True))
+        return await self._settle(work)
+
+    async def _prepare_recovered(self, spool: DirectorySpool, directory: Directory, claim: Claim) -> Prepared:
+        try:
+            return await self._prepare(spool, directory, claim.opened)
+        except BaseException:
+            spool.put_back_now(claim)
+            raise
+
+    def message_id(self, directory: Directory, identity: MessageIdentity) -> str:
+        """The Message-ID that is added where there is none: the same on each attempt (writers.md)."""
+        digest = hashlib.sha256(f"{directory.name}\0{identity.local_id}".encode()).hexdigest()[:40]
+        return f"<{digest}@{self._host_name}>"
+
+
+def block_of(route: Route) -> Refusal:
+    """The one reason, of those of all accounts, that a person wants to hear of."""
+    order = {"account_paused": 0, "disabled": 1, "unknown": 2, "tried": 3}
+    if not route.refusals:
+        return Refusal("", "no_account")
+    first = min(route.refusals, key=lambda r: order.get(r.reason, 9))
+    return replace(first, reason="account_paused" if first.reason == "tried" else first.reason, until=route.until)
+
+
+def _date(seconds: float) -> str:
+    return format_datetime(datetime.fromtimestamp(int(seconds), UTC))
+
+
+def _all_sent(work: _Work) -> bool:
+    return all(o.outcome is Outcome.SENT for o in work.outcomes.values()) and not (work.sidecar and work.sidecar.failed)
+
+
+def _disposal(claim: Claim, settlement: Settlement) -> Disposal:
+    match settlement.disposition:
+        case Disposition.DELETE:
+            return Delete(claim)
+        case Disposition.PUT_BACK:
+            return PutBack(claim, settlement.sidecar)
+        case Disposition.BADMAIL:
+            assert settlement.sidecar is not None
+            return ToBadmail(claim, settlement.sidecar, settlement.reason)
+        case Disposition.HOLD:
+            assert settlement.sidecar is not None
+            return Hold(claim, settlement.sidecar)

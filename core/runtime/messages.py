@@ -1,0 +1,235 @@
+"""Single mails from whichever side: handed over by HTTP, their whole life, and what would happen to them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from core.domain.account import DotStuffing
+from core.domain.message import parse_message_id
+from core.domain.outcome import Outcome
+from core.domain.reply import Phase
+from core.errors import DirectoryUnavailable, FieldError, InvalidSettings, NotFound, StateConflict
+from core.runtime.explain import Explainer
+from core.runtime.queue import Queue, shown
+from core.runtime.views import (
+    Actor,
+    ActView,
+    AttemptView,
+    Explanation,
+    MessageLife,
+    QueuedMessage,
+    RecipientView,
+    Submitted,
+)
+from core.spool.directory import DirectorySpool, Entry
+from core.store import history, idempotency
+from core.store.entry import Status
+from core.store.store import Store
+
+
+@dataclass(slots=True)
+class Messages:
+    """See the module's text."""
+
+    queue: Queue
+    store: Store
+    explainer: Explainer
+    _under_way: set[tuple[int, str]] = field(default_factory=set)
+
+    # --- handed over by HTTP ---
+
+    async def submit(
+        self, directory: str, stream: AsyncIterator[bytes], actor: Actor, idempotency_key: str | None = None
+    ) -> Submitted:
+        """Durably and atomically into the directory. See facade.Messages."""
+        inlet = self.queue.inlets.get(directory)
+        if idempotency_key is None:
+            return await self._write(directory, _Hashed(stream))
+        key = (actor.key_id, idempotency_key)
+        if key in self._under_way:
+            raise StateConflict("a mail with this Idempotency-Key is just being taken", state="running")
+        self._under_way.add(key)
+        try:
+            hashed = _Hashed(stream)
+            used = await self.store.read(
+                lambda s: idempotency.find(s, idempotency_key, api_key=actor.key_id, now=self.queue.clock.now())
+            )
+            if used is not None:
+                return await _same(hashed, used, directory)
+            submitted = await self._write(inlet.directory.name, hashed)
+            digest = hashed.digest()
+            await self.store.write(
+                lambda s: idempotency.remember(
+                    s,
+                    idempotency_key,
+                    api_key=actor.key_id,
+                    body_hash=digest,
+                    message_id=submitted.id,
+                    now=self.queue.clock.now(),
+                )
+            )
+            return submitted
+        finally:
+            self._under_way.discard(key)
+
+    async def _write(self, directory: str, hashed: _Hashed) -> Submitted:
+        inlet = self.queue.inlets.get(directory)
+        loop = asyncio.get_running_loop()
+        entry = await asyncio.to_thread(inlet.spool.submit, hashed.blocking(loop))
+        if inlet.directory.enabled:
+            inlet.cycle.offer(entry.identity.name)
+        return Submitted(entry.identity.id, directory, entry.size)
+
+    # --- its life ---
+
+    async def life(self, message_id: str) -> MessageLife:
+        """Queued or gone. Raises NotFound."""
+        queued: tuple[QueuedMessage, Entry] | None = None
+        try:
+            inlet, entry = await self.queue.entry(message_id)
+            queued = await self.queue.get(message_id), entry
+        except NotFound:
+            inlet = None
+        try:
+            known = await self.store.read(lambda s: history.life(s, message_id))
+        except NotFound:
+            known = None
+        if known is None and queued is None:
+            raise NotFound("message", message_id)
+        acts = await self.store.read(lambda s: history.acts(s, message_id))
+        recipients = _recipients(known)
+        sender = known.sender if known is not None else None
+        if queued is not None and inlet is not None:
+            envelope = await asyncio.to_thread(self.queue.envelope, inlet, queued[1])
+            if envelope is not None:
+                sender = envelope.sender
+                told = {r.recipient for r in recipients}
+                recipients += tuple(RecipientView(r.mailbox) for r in envelope.recipients if r.mailbox not in told)
+        return MessageLife(
+            id=message_id,
+            directory=queued[0].directory if queued else known.directory if known else "",
+            file_name=queued[0].file_name if queued else _name_of(message_id),
+            state=queued[0].state if queued else _left(known),
+            internet_message_id=known.internet_message_id if known else None,
+            sender=sender,
+            subject=known.subject if known else None,
+            size_bytes=queued[0].size_bytes if queued else known.size_bytes if known else 0,
+            arrived_at=queued[0].arrived_at if queued else known.arrived_at if known else None,
+            settled_at=None if queued else known.finished_at if known else None,
+            due_at=queued[0].due_at if queued else None,
+            waiting_for=queued[0].waiting_for if queued else None,
+            reason=queued[0].reason if queued else "",
+            recipients=recipients,
+            attempts=_attempts(known),
+            acts=tuple(ActView(a.at, "", a.key, a.act) for a in acts),
+        )
+
+    # --- what would happen ---
+
+    async def explain(self, directory: str, data: bytes) -> Explanation:
+        """To these octets in this directory now. Raises NotFound."""
+        inlet = self.queue.inlets.get(directory)
+        with tempfile.TemporaryFile() as file:
+            file.write(data)
+            file.flush()
+            fd = file.fileno()
+            return await asyncio.to_thread(
+                lambda: self.explainer.explain(inlet.directory, fd, proven=_proven(inlet.spool))
+            )
+
+
+def _proven(spool: DirectorySpool) -> DotStuffing | None:
+    try:
+        return spool.proven()
+    except DirectoryUnavailable:
+        return None  # what would happen to the mail itself can be told all the same
+
+
+class _Hashed:
+    """A body as it comes in: handed on in blocking fashion to a writing thread, hashed on the way."""
+
+    def __init__(self, stream: AsyncIterator[bytes]) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+
+    def digest(self) -> str:
+        """Of all that came."""
+        return self._hash.hexdigest()
+
+    async def read(self) -> bytes:
+        """The next piece; empty at the end."""
+        async for chunk in self._stream:
+            if chunk:
+                self._hash.update(chunk)
+                return chunk
+        return b""
+
+    def blocking(self, loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:
+        """For a thread."""
+        while chunk := asyncio.run_coroutine_threadsafe(self.read(), loop).result():
+            yield chunk
+
+
+async def _same(hashed: _Hashed, used: idempotency.Use, directory: str) -> Submitted:
+    """The same key again: the same answer for the same mail, 422 for another."""
+    size = 0
+    while chunk := await hashed.read():
+        size += len(chunk)
+    if hashed.digest() != used.body_hash:
+        raise InvalidSettings(
+            [FieldError("header/Idempotency-Key", "reused", "came with another mail in the last 24 hours")]
+        )
+    return Submitted(used.message_id, directory, size, replayed=True)
+
+
+def _name_of(message_id: str) -> str:
+    return shown(parse_message_id(message_id).name)
+
+
+def _left(known: history.Life | None) -> Literal["sent", "failed", "deleted"]:
+    """How it left; a file that is neither there nor settled was taken away by somebody else."""
+    if known is None or known.status is Status.SENT:
+        return "sent"
+    return "failed" if known.status is Status.FAILED else "deleted"
+
+
+def _recipients(known: history.Life | None) -> tuple[RecipientView, ...]:
+    if known is None:
+        return ()
+    return tuple(
+        RecipientView(r.recipient, _status(r.status.value), r.account, r.code, r.enhanced_code, r.text, r.at)
+        for r in known.recipients
+        if r.recipient
+    )
+
+
+def _status(word: str) -> Outcome | Literal["deleted"]:
+    return "deleted" if word == "deleted" else Outcome(word)
+
+
+def _attempts(known: history.Life | None) -> tuple[AttemptView, ...]:
+    if known is None:
+        return ()
+    return tuple(
+        AttemptView(
+            number=a.number,
+            account=a.account,
+            server=a.server,
+            tls=a.tls,
+            started_at=a.started_at,
+            ended_at=a.ended_at,
+            phase=Phase(a.phase),
+            outcome=Outcome(a.outcome),
+            code=a.code,
+            enhanced_code=a.enhanced_code,
+            text=a.text,
+            recipients=tuple(a.recipients),
+            possible_duplicate=a.possible_duplicate,
+        )
+        for a in known.attempts
+    )

@@ -1,0 +1,235 @@
+"""The accounts at work: each with its transport and its circuit. What is in flight keeps the settings it started with.
+
+A fault pauses the account here, at once and in memory; the pause is written down behind it. When a pause ends, or the
+message on trial came through, the directories that send through the account are woken.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import structlog
+
+from core.domain.account import Account, Directory
+from core.domain.circuit import Circuit, Pause, PausedBy
+from core.domain.clock import Clock
+from core.domain.outcome import AccountFault
+from core.domain.routing import Route, choose
+from core.errors import NotFound
+from core.transport.base import Transport
+
+log = structlog.get_logger()
+
+_CLOSED = Circuit()
+
+
+@dataclass(slots=True)
+class _Outlet:
+    account: Account
+    transport: Transport
+    circuit: Circuit = _CLOSED
+    timer: asyncio.TimerHandle | None = None
+    faults: int = 0  # since the start, for the metrics
+
+
+class Outlets:
+    """See the module's text. All methods belong to the event loop."""
+
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        chance: Callable[[], float],
+        make_transport: Callable[[Account], Transport],
+        remember: Callable[[str, Pause | None], None],
+        on_open: Callable[[str], None],
+    ) -> None:
+        self._clock = clock
+        self._chance = chance
+        self._make_transport = make_transport
+        self._remember = remember
+        self._on_open = on_open
+        self._outlets: dict[str, _Outlet] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    # --- what delivery asks ---
+
+    def route(self, directory: Directory, tried: Collection[str]) -> Route:
+        """The first account in order that may be used now."""
+        if directory.accounts and not tried:
+            first = self._outlets.get(directory.accounts[0])
+            if first is not None and first.circuit is _CLOSED and first.account.enabled:
+                return Route(directory.accounts[0])
+        return choose(
+            directory,
+            known=self._outlets,
+            disabled=[name for name in directory.accounts if name in self._outlets and not self._enabled(name)],
+            pause_of=self._blocked,
+            tried=tried,
+        )
+
+    def account(self, name: str) -> Account:
+        """Its settings now. Raises NotFound."""
+        return self._get(name).account
+
+    def transport(self, name: str) -> Transport:
+        """Its way out now. Raises NotFound."""
+        return self._get(name).transport
+
+    def begin(self, name: str) -> None:
+        """A message sets out; the one on trial, where the circuit is half open."""
+        outlet = self._get(name)
+        if outlet.circuit is not _CLOSED:
+            outlet.circuit = outlet.circuit.begin_trial()
+
+    def worked(self, name: str) -> None:
+        """The account's server took or refused a message for its own sake."""
+        outlet = self._outlets.get(name)
+        if outlet is None or outlet.circuit is _CLOSED:
+            return
+        pause = outlet.circuit.pause
+        if pause is not None and not outlet.circuit.trial:
+            return  # a message that was in flight when the pause came tells nothing of it
+        self._change(name, outlet, _CLOSED)
+        if pause is not None:
+            log.info("account works again", account=name)
+        self._on_open(name)
+
+    def failed(self, fault: AccountFault) -> None:
+        """Pause the account: its fault, for as long as the fault says."""
+        outlet = self._outlets.get(fault.account)
+        if outlet is None:
+            return
+        outlet.faults += 1
+        circuit = outlet.circuit
+        if circuit.pause is not None and not circuit.trial and circuit.blocked(self._clock.now()):
+            return  # others in flight say the same; only a trial makes it longer
+        circuit = circuit.failed(fault, now=self._clock.now(), chance=self._chance())
+        self._change(fault.account, outlet, circuit)
+        log.error(
+            "account paused",
+            account=fault.account,
+            code=fault.code,
+            phase=fault.phase.value,
+            reason=fault.detail,
+            until=circuit.pause.until if circuit.pause else None,
+            remedy=fault.remedy,
+        )
+
+    def ended(self, name: str) -> None:
+        """The message that set out is done with the account."""
+        outlet = self._outlets.get(name)
+        if outlet is not None and outlet.circuit.trial:
+            outlet.circuit = outlet.circuit.end_trial()
+            self._on_open(name)
+
+    # --- settings and operators ---
+
+    @property
+    def names(self) -> list[str]:
+        """All accounts, sorted."""
+        return sorted(self._outlets)
+
+    def set(self, account: Account, pause: Pause | None = None) -> None:
+        """Add or replace an account; replaced ones keep their pause unless `pause` says otherwise.
+
+        Without a difference nothing happens: no reconnect.
+        """
+        present = self._outlets.get(account.name)
+        if present is None:
+            outlet = _Outlet(account, self._make_transport(account))
+            if pause is not None:
+                outlet.circuit = Circuit.stored(pause)
+            self._outlets[account.name] = outlet
+            self._arm(account.name, outlet)
+            return
+        if present.account == account:
+            return
+        self._close(present.transport)
+        present.account, present.transport = account, self._make_transport(account)
+        pause_now = present.circuit.pause
+        if pause_now is not None and pause_now.by is PausedBy.SERVICE:
+            self._change(account.name, present, present.circuit.resumed())  # edited: it may work now
+        self._on_open(account.name)
+
+    def remove(self, name: str) -> None:
+        """The account is gone; what is in flight finishes."""
+        outlet = self._outlets.pop(name, None)
+        if outlet is not None:
+            if outlet.timer is not None:
+                outlet.timer.cancel()
+            self._close(outlet.transport)
+
+    def pause_of(self, name: str) -> Pause | None:
+        """As people are shown it."""
+        return self._get(name).circuit.pause
+
+    def faults_of(self, name: str) -> int:
+        """How often it was to blame since the start."""
+        return self._get(name).faults
+
+    def pause(self, name: str, reason: str, until: float | None) -> Pause:
+        """By an operator."""
+        outlet = self._get(name)
+        self._change(name, outlet, outlet.circuit.paused_by_operator(reason, now=self._clock.now(), until=until))
+        assert outlet.circuit.pause is not None
+        return outlet.circuit.pause
+
+    def resume(self, name: str) -> None:
+        """By an operator: one message is tried first, at once."""
+        outlet = self._get(name)
+        if outlet.circuit.pause is not None:
+            self._change(name, outlet, outlet.circuit.resumed())
+            self._on_open(name)
+
+    def abort(self) -> None:
+        """Cut all connections: what awaits a reply after its final dot ends as unknown."""
+        for outlet in self._outlets.values():
+            outlet.transport.abort()
+
+    async def close(self) -> None:
+        """QUIT everywhere."""
+        for name in self.names:
+            self.remove(name)
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    # --- within ---
+
+    def _get(self, name: str) -> _Outlet:
+        outlet = self._outlets.get(name)
+        if outlet is None:
+            raise NotFound("account", name)
+        return outlet
+
+    def _enabled(self, name: str) -> bool:
+        return self._outlets[name].account.enabled
+
+    def _blocked(self, name: str) -> Pause | None:
+        return self._outlets[name].circuit.blocked(self._clock.now())
+
+    def _change(self, name: str, outlet: _Outlet, circuit: Circuit) -> None:
+        before, outlet.circuit = outlet.circuit, _CLOSED if circuit == _CLOSED else circuit
+        if before.pause != circuit.pause:
+            self._remember(name, circuit.pause)
+        self._arm(name, outlet)
+
+    def _arm(self, name: str, outlet: _Outlet) -> None:
+        """Wake the directories when the circuit lets a message try again."""
+        if outlet.timer is not None:
+            outlet.timer.cancel()
+            outlet.timer = None
+        opens_at = outlet.circuit.opens_at
+        if opens_at is not None:
+            delay = max(opens_at - self._clock.now(), 0.0) + 0.001
+            outlet.timer = asyncio.get_running_loop().call_later(delay, self._opened, name)
+
+    def _opened(self, name: str) -> None:
+        if name in self._outlets:
+            self._on_open(name)
+
+    def _close(self, transport: Transport) -> None:
+        task = asyncio.get_running_loop().create_task(transport.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

@@ -1,0 +1,377 @@
+"""What waits in the directories, as people are shown it, and the acts of operators on single messages.
+
+Everything is read from the directories themselves; counts of a very large directory come from a scan that is at most
+ten times as old as it took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import heapq
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+
+from sqlmodel import Session
+
+from core.domain.clock import Clock
+from core.domain.envelope import Envelope
+from core.domain.message import State, parse_message_id
+from core.domain.routing import Refusal
+from core.errors import (
+    DirectoryUnavailable,
+    FieldError,
+    InvalidSettings,
+    MessageError,
+    NotFound,
+    RelayError,
+)
+from core.runtime.audit import Audit
+from core.runtime.inlets import Inlet, Inlets
+from core.runtime.outlets import Outlets
+from core.runtime.views import (
+    Actor,
+    Page,
+    QueuedMessage,
+    QueueFilter,
+    QueueRow,
+    QueueTotals,
+    QueueView,
+    WaitingFor,
+)
+from core.spool.body import prepare
+from core.spool.directory import Counts, Entry
+from core.store import entry as ledger
+from core.store import history
+from core.store.store import Store
+
+CHUNK_BYTES = 1 << 18
+COUNTS_STAT_LIMIT = 10_000  # messages up to which sizes and ages are looked at
+COUNTS_AGE_FACTOR = 10.0  # counts may be this many times as old as they took
+WAITS = frozenset({State.WAITING, State.DEFERRED})
+
+
+@dataclass(slots=True)
+class _Counted:
+    counts: Counts
+    at: float  # seconds since the epoch
+    monotonic: float
+    took: float
+
+
+class RawFile:
+    """An open message file (facade.RawMessage)."""
+
+    def __init__(self, fd: int, size: int, file_name: str) -> None:
+        self._fd = fd
+        self.size = size
+        self.file_name = file_name
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The file's octets, untouched."""
+        offset = 0
+        while data := await asyncio.to_thread(os.pread, self._fd, CHUNK_BYTES, offset):
+            yield data
+            offset += len(data)
+
+    async def close(self) -> None:
+        """Harmless when called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@dataclass(slots=True)
+class Queue:
+    """See the module's text."""
+
+    inlets: Inlets
+    outlets: Outlets
+    store: Store
+    audit: Audit
+    clock: Clock
+    max_header_bytes: int
+    _counted: dict[str, _Counted] = field(default_factory=dict)
+
+    # --- counts ---
+
+    async def counts(self) -> QueueView:
+        """A row a directory, and the sums."""
+        rows = await asyncio.gather(*(self._row(inlet) for inlet in self.inlets))
+        known = [row.oldest_seconds for row in rows if row.oldest_seconds is not None]
+        sizes = [row.bytes for row in rows]
+        totals = QueueTotals(
+            waiting=sum(row.waiting for row in rows),
+            claimed=sum(row.claimed for row in rows),
+            deferred=sum(row.deferred for row in rows),
+            held=sum(row.held for row in rows),
+            badmail=sum(row.badmail for row in rows),
+            bytes=None if None in sizes else sum(size for size in sizes if size is not None),
+            oldest_seconds=max(known, default=None),
+            as_of=min((row.as_of for row in rows), default=self.clock.now()),
+        )
+        return QueueView(tuple(rows), totals)
+
+    async def _row(self, inlet: Inlet) -> QueueRow:
+        counted = await self.count(inlet)
+        counts = counted.counts
+        oldest = None if counts.oldest_mtime is None else max(self.clock.now() - counts.oldest_mtime, 0.0)
+        return QueueRow(
+            counts.waiting,
+            counts.claimed,
+            counts.deferred,
+            counts.held,
+            counts.badmail,
+            counts.size_bytes,
+            oldest,
+            counted.at,
+            inlet.directory.name,
+        )
+
+    async def count(self, inlet: Inlet) -> _Counted:
+        """Counts that are new enough; zeros where the directory can't be reached (an alert says so)."""
+        name, began = inlet.directory.name, self.clock.monotonic()
+        known = self._counted.get(name)
+        if known is not None and began - known.monotonic < COUNTS_AGE_FACTOR * known.took:
+            return known
+        try:
+            await asyncio.to_thread(inlet.spool.open)
+            counts = await asyncio.to_thread(inlet.spool.counts, stat_limit=COUNTS_STAT_LIMIT)
+        except DirectoryUnavailable:
+            counts = known.counts if known is not None else Counts()
+        end = self.clock.monotonic()
+        self._counted[name] = _Counted(counts, self.clock.now(), end, end - began)
+        return self._counted[name]
+
+    # --- lists ---
+
+    async def messages(self, filter: QueueFilter, limit: int, cursor: str | None) -> Page[QueuedMessage]:  # noqa: A002 - the API's word
+        """Ordered by directory and name, which no change of state moves: what is there throughout appears once."""
+        after = _read_cursor(cursor)
+        inlets = [self.inlets.get(filter.directory)] if filter.directory is not None else list(self.inlets)
+        found: list[tuple[tuple[str, bytes, str], QueuedMessage]] = []
+        for inlet in inlets:
+            if after is not None and inlet.directory.name < after[0]:
+                continue
+            found += await asyncio.to_thread(self._page, inlet, filter, limit + 1 - len(found), after)
+            if len(found) > limit:
+                break
+        items = tuple(message for _, message in found[:limit])
+        return Page(items, _write_cursor(found[limit - 1][0]) if len(found) > limit else None)
+
+    def matching(self, inlet: Inlet, wanted: QueueFilter) -> Iterator[tuple[Entry, QueuedMessage]]:
+        """All of the directory that the filter lets through, streaming; blocks."""
+        inlet.spool.open()
+        block = self.block(inlet)
+        for entry in inlet.spool.entries(None if wanted.state is None else {wanted.state}):
+            message = self._message(inlet, entry, block)
+            if wanted.account not in (None, message.account) or wanted.code not in (None, message.code):
+                continue
+            if wanted.recipient is None or self._has_recipient(inlet, entry, wanted.recipient):
+                yield entry, message
+
+    def _page(
+        self, inlet: Inlet, wanted: QueueFilter, limit: int, after: tuple[str, bytes, str] | None
+    ) -> list[tuple[tuple[str, bytes, str], QueuedMessage]]:
+        name = inlet.directory.name
+
+        def rows() -> Iterator[tuple[tuple[str, bytes, str], QueuedMessage]]:
+            for entry, message in self.matching(inlet, wanted):
+                key = (name, entry.identity.name, entry.identity.tag)
+                if after is None or key > after:
+                    yield key, message
+
+        try:
+            return heapq.nsmallest(limit, rows(), key=lambda row: row[0])
+        except DirectoryUnavailable:
+            if wanted.directory is not None:
+                raise
+            return []  # the others are shown; an alert names this one
+
+    def _has_recipient(self, inlet: Inlet, entry: Entry, wanted: str) -> bool:
+        envelope, wanted = self.envelope(inlet, entry), wanted.lower()
+        names = [r.mailbox.lower() for r in envelope.recipients] if envelope is not None else []
+        return any(name == wanted or (wanted.startswith("@") and name.endswith(wanted)) for name in names)
+
+    def envelope(self, inlet: Inlet, entry: Entry) -> Envelope | None:
+        """None where it has none that can be read. Blocks."""
+        try:
+            fd = inlet.spool.open_raw(entry)
+        except RelayError:
+            return None
+        try:
+            return prepare(
+                fd,
+                size=entry.size,
+                mtime_ns=entry.identity.mtime_ns,
+                dot_stuffing=inlet.directory.dot_stuffing,
+                proven=None,
+                max_header_bytes=self.max_header_bytes,
+                max_recipients=inlet.directory.max_recipients,
+            ).envelope
+        except MessageError:
+            return None
+        finally:
+            os.close(fd)
+
+    def block(self, inlet: Inlet) -> tuple[Refusal | None, WaitingFor | None]:
+        """Why nothing of the directory goes now, if so."""
+        if self.inlets.paused(inlet.directory.name) is not None:
+            return None, WaitingFor.DIRECTORY_PAUSED
+        route = self.outlets.route(inlet.directory, frozenset())
+        if route.account is not None:
+            return None, None
+        refusal = route.refusals[0] if route.refusals else None
+        quota = refusal is not None and self._code_of(refusal.account) == "quota_exceeded"
+        return refusal, WaitingFor.QUOTA if quota else WaitingFor.ACCOUNT_PAUSED
+
+    def _code_of(self, account: str) -> str | None:
+        try:
+            pause = self.outlets.pause_of(account)
+        except NotFound:
+            return None
+        return pause.code if pause is not None else None
+
+    def _message(self, inlet: Inlet, entry: Entry, block: tuple[Refusal | None, WaitingFor | None]) -> QueuedMessage:
+        was, (refusal, waiting_for) = entry.sidecar, block
+        problem = inlet.cycle.problems.get(entry.identity.name)
+        if entry.state not in WAITS:
+            refusal = waiting_for = None
+        elif entry.identity.name in inlet.cycle.writing:
+            refusal, waiting_for = None, WaitingFor.BEING_WRITTEN
+        account = refusal.account if refusal is not None else was.account if was else None
+        return QueuedMessage(
+            id=entry.identity.id,
+            directory=inlet.directory.name,
+            file_name=shown(entry.file_name),
+            state=entry.state,
+            size_bytes=entry.size,
+            arrived_at=entry.mtime,
+            waiting_for=waiting_for,
+            due_at=was.due_at if was and entry.state is State.DEFERRED else None,
+            attempts=was.attempts if was else 0,
+            first_attempt_at=was.first_attempt_at if was else None,
+            account=account or None,
+            code=was.code if was else None,
+            enhanced_code=was.enhanced_code if was else None,
+            reason=problem.error.detail if problem is not None else was.reason if was else "",
+            possible_duplicate=bool(was and was.possible_duplicate),
+        )
+
+    # --- one ---
+
+    async def entry(self, message_id: str) -> tuple[Inlet, Entry]:
+        """Where it lies. Raises NotFound, DirectoryUnavailable."""
+        parsed = parse_message_id(message_id)
+        try:
+            inlet = self.inlets.get(parsed.directory)
+        except NotFound:
+            raise NotFound("message", message_id) from None
+
+        def find() -> Entry:
+            inlet.spool.open()
+            return inlet.spool.find(parsed)
+
+        return inlet, await asyncio.to_thread(find)
+
+    async def get(self, message_id: str) -> QueuedMessage:
+        inlet, entry = await self.entry(message_id)
+        return self._message(inlet, entry, self.block(inlet))
+
+    async def raw(self, message_id: str) -> RawFile:
+        inlet, entry = await self.entry(message_id)
+        fd = await asyncio.to_thread(inlet.spool.open_raw, entry)
+        return RawFile(fd, os.fstat(fd).st_size, shown(entry.identity.name))
+
+    async def retry(self, message_id: str, actor: Actor) -> QueuedMessage:
+        return await self._act(message_id, "retry", actor)
+
+    async def hold(self, message_id: str, actor: Actor) -> QueuedMessage:
+        return await self._act(message_id, "hold", actor)
+
+    async def release(self, message_id: str, actor: Actor) -> QueuedMessage:
+        return await self._act(message_id, "release", actor)
+
+    async def delete(self, message_id: str, actor: Actor) -> None:
+        inlet, entry = await self.entry(message_id)
+        await self.carry_out(inlet, entry, "delete", actor)
+        await self.audit.record(actor, "queue.delete", message_id)
+
+    async def _act(self, message_id: str, act: str, actor: Actor) -> QueuedMessage:
+        inlet, entry = await self.entry(message_id)
+        if await self.carry_out(inlet, entry, act, actor):
+            await self.audit.record(actor, f"queue.{act}", message_id)
+        return await self.get(message_id)
+
+    async def carry_out(self, inlet: Inlet, entry: Entry, act: str, actor: Actor) -> bool:
+        """One act on one message, and its line in the message's life. False: it was so already.
+
+        Raises StateConflict, NotFound.
+        """
+        if act == "release" and entry.state in WAITS:
+            return False
+        if act == "hold" and entry.state is State.HELD:
+            return False
+        if act == "retry" and entry.state is State.WAITING:
+            inlet.cycle.offer(entry.identity.name, event_seen=False)
+            return False
+        act_of: dict[str, Callable[[Entry], object]] = {
+            "retry": inlet.spool.retry,
+            "hold": inlet.spool.hold,
+            "release": inlet.spool.release_hold,
+            "delete": inlet.spool.delete,
+        }
+        envelope = await asyncio.to_thread(self.envelope, inlet, entry) if act == "delete" else None
+        moved = await asyncio.to_thread(act_of[act], entry)
+        now = self.clock.now()
+
+        def write_down(session: Session) -> None:
+            history.act(session, entry.identity.id, act, key=actor.key_name, now=now)
+
+        await self.store.write(write_down)
+        if act == "delete":
+            await self.store.ledger.settle(deleted(inlet.directory.name, entry, envelope, actor))
+        if act in ("retry", "release") and isinstance(moved, Entry):
+            inlet.cycle.offer(moved.file_name.rsplit(b"/", 1)[-1], event_seen=False)
+        return True
+
+
+def deleted(directory: str, entry: Entry, envelope: Envelope | None, actor: Actor) -> ledger.Entry:
+    """What the history is told of a message that an operator deleted; what was sent of it stays sent."""
+    was = entry.sidecar
+    return ledger.Entry(
+        message_id=entry.identity.id,
+        directory=directory,
+        sender=envelope.sender if envelope is not None else "",
+        size_bytes=entry.size,
+        arrived_at=entry.mtime,
+        status=ledger.Status.DELETED,
+        finished=True,
+        rest=tuple(r.mailbox for r in envelope.recipients) if envelope is not None else (),
+        reason=f"deleted by {actor.key_name}",
+        attempts_counted=was.attempts if was else 0,
+        first_attempt_at=was.first_attempt_at if was else None,
+        possible_duplicate=bool(was and was.possible_duplicate),
+    )
+
+
+def shown(name: bytes) -> str:
+    """A file name for people; undecodable octets are shown in hexadecimal."""
+    return name.decode(errors="backslashreplace")
+
+
+def _write_cursor(key: tuple[str, bytes, str]) -> str:
+    directory, name, tag = key
+    return base64.urlsafe_b64encode(directory.encode() + b"\0" + tag.encode() + b"\0" + name).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str | None) -> tuple[str, bytes, str] | None:
+    if cursor is None:
+        return None
+    try:
+        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        directory, tag, name = raw.split(b"\0", 2)
+        return directory.decode("ascii"), name, tag.decode("ascii")
+    except ValueError:
+        raise InvalidSettings([FieldError("query/cursor", "invalid", "is no cursor of this list")]) from None

@@ -1,0 +1,96 @@
+"""Why mail waits, counted: one row a reason, most messages first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.domain.message import State
+from core.domain.outcome import Blame
+from core.domain.routing import Refusal
+from core.errors import DirectoryUnavailable, NotFound
+from core.runtime.inlets import Inlet
+from core.runtime.queue import WAITS, Queue
+from core.runtime.views import ReasonRow, WaitingFor
+from core.spool.directory import Entry
+
+_Key = tuple[str | None, int | None, str | None, str]  # account, code, enhanced code, text
+
+
+@dataclass(slots=True)
+class _Reason:
+    messages: int = 0
+    oldest: float | None = None
+    remedy: str = ""
+    blame: Blame | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reasons:
+    """See the module's text."""
+
+    queue: Queue
+
+    async def list(self) -> Sequence[ReasonRow]:
+        """Why mail waits, most first."""
+        found: dict[_Key, _Reason] = {}
+        for inlet in self.queue.inlets:
+            await asyncio.to_thread(self._reasons_of, inlet, found)
+        now = self.queue.clock.now()
+        rows = [
+            ReasonRow(
+                reason.blame,
+                account,
+                code,
+                enhanced,
+                text,
+                reason.messages,
+                None if reason.oldest is None else max(now - reason.oldest, 0.0),
+                reason.remedy,
+            )
+            for (account, code, enhanced, text), reason in found.items()
+        ]
+        return sorted(rows, key=lambda row: (-row.messages, row.text))
+
+    def _reasons_of(self, inlet: Inlet, found: dict[_Key, _Reason]) -> None:
+        block, waiting_for = self.queue.block(inlet)
+        try:
+            inlet.spool.open()
+            entries = inlet.spool.entries(WAITS | {State.HELD})
+            for entry in entries:
+                key, blame, remedy = self._reason(inlet, entry, block, waiting_for)
+                if key is None:
+                    continue
+                reason = found.setdefault(key, _Reason(blame=blame, remedy=remedy))
+                reason.messages += 1
+                reason.oldest = entry.mtime if reason.oldest is None else min(reason.oldest, entry.mtime)
+        except DirectoryUnavailable:
+            return  # an alert names it
+
+    def _reason(
+        self, inlet: Inlet, entry: Entry, block: Refusal | None, waiting_for: WaitingFor | None
+    ) -> tuple[_Key | None, Blame | None, str]:
+        was = entry.sidecar
+        problem = inlet.cycle.problems.get(entry.identity.name)
+        if problem is not None:
+            return (None, None, None, f"{problem.error.code}: {problem.error.detail}"), None, problem.error.remedy
+        if waiting_for is WaitingFor.DIRECTORY_PAUSED and entry.state in WAITS:
+            pause = self.queue.inlets.paused(inlet.directory.name)
+            text = f"paused: {pause.reason}" if pause is not None else "paused"
+            return (None, None, None, text), None, pause.remedy if pause is not None else ""
+        if block is not None and entry.state in WAITS:
+            return self._blocked_reason(block)
+        if was is None:
+            return None, None, ""
+        blame = Blame(was.blame) if was.blame else None
+        return (was.account, was.code, was.enhanced_code, was.text or was.reason), blame, ""
+
+    def _blocked_reason(self, block: Refusal) -> tuple[_Key, Blame, str]:
+        try:
+            pause = self.queue.outlets.pause_of(block.account)
+        except NotFound:
+            pause = None
+        text = f"{pause.code}: {pause.reason}" if pause is not None else block.reason
+        remedy = pause.remedy if pause is not None else "enable the account or give the directory another"
+        return (block.account or None, None, None, text), Blame.ACCOUNT, remedy

@@ -1,0 +1,453 @@
+"""The composition root: builds the relay, starts it, stops it. Everything is passed in; nothing is global.
+
+Start: database (migrated), accounts, directories with their recovery, scheduler, watch, ready. Stop, in this order:
+claims end, open drains answer, what is in flight has `grace_seconds`, then its connections are cut (what still awaits a
+reply is settled as unknown), outcomes are committed, everything closes in reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import platform
+import random
+import socket
+from collections.abc import Callable, Coroutine
+from importlib import metadata
+from typing import Any
+
+import structlog
+from sqlmodel import Session
+
+from core.cycle import Report
+from core.delivery import Delivered, Delivery, Limits
+from core.domain.account import Account, Directory
+from core.domain.circuit import Pause, PausedBy
+from core.domain.clock import Clock
+from core.errors import DatabaseUnavailable, NotRunning, RelayError
+from core.runtime.accounts import Accounts
+from core.runtime.alerts import Alerts
+from core.runtime.audit import Audit
+from core.runtime.checks import Checks
+from core.runtime.clock import SystemClock
+from core.runtime.demo import install_demo
+from core.runtime.directories import Directories
+from core.runtime.drains import Drains
+from core.runtime.explain import Explainer
+from core.runtime.finished import Keep, Register
+from core.runtime.first_key import ensure_key
+from core.runtime.history import History
+from core.runtime.inlets import Inlets
+from core.runtime.keys import Keys
+from core.runtime.messages import Messages
+from core.runtime.metrics import Metrics
+from core.runtime.operations import Operations
+from core.runtime.outlets import Outlets
+from core.runtime.pauses import Pauses
+from core.runtime.queue import Queue
+from core.runtime.reasons import Reasons
+from core.runtime.runtime_settings import RuntimeSettings
+from core.runtime.sandbox import Sandbox
+from core.runtime.views import HealthPart, HealthView, VersionView
+from core.scheduler import Scheduler
+from core.settings import Settings
+from core.smtp.dialogue import Timeouts
+from core.spool.watch import Watcher
+from core.store import accounts as account_rows
+from core.store import directories as directory_rows
+from core.store import idempotency, pauses, retention
+from core.store.ledger import Health
+from core.store.store import Store
+from core.store.tables import REVISION
+from core.transport.smtp import SmtpTransport
+
+log = structlog.get_logger()
+
+RETENTION_PAUSE_SECONDS = 0.05  # between batches, so that outcomes don't wait for housekeeping
+DAY_SECONDS = 86_400.0
+
+
+class Relay:
+    """One relay with everything that belongs to it. `start`, then use, then `stop`."""
+
+    def __init__(self, settings: Settings, *, clock: Clock | None = None, chance: Any = random.random) -> None:
+        self.settings = settings
+        self.clock: Clock = clock or SystemClock()
+        self.host_name = socket.getfqdn()
+        self.metrics_registry = Metrics()
+        self.scheduler = Scheduler()
+        self.sandbox: Sandbox | None = None
+        self.started_at = self.clock.now()
+        self.failure: RelayError | None = None  # why it could not start
+        self._chance = chance
+        self._state = "new"
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._watching: asyncio.Task[None] | None = None
+        self._was_healthy = True
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not there yet, or could not be opened: says why instead of failing oddly."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        failure = self.__dict__.get("failure")
+        raise failure or NotRunning("the service is starting", remedy="ask again in a moment")
+
+    # --- start ---
+
+    async def start(self) -> None:
+        """Until ready. A database that can't be used leaves the API up and everything else off; see `health`."""
+        self._state = "starting"
+        try:
+            store = await asyncio.to_thread(self._open_store)
+        except (DatabaseUnavailable, RelayError) as error:
+            self.failure = error
+            self._state = "failed"
+            log.error("nothing is sent", reason=error.detail, remedy=error.remedy)  # noqa: TRY400 - the cause is known
+            return
+        await self._compose(store)
+        if self.settings.demo:
+            await self._start_demo()
+        await self._take_over()
+        self.scheduler.start()
+        self.scheduler.daily("retention", self._forget_old)
+        self._watching = asyncio.get_running_loop().create_task(self._watch())
+        self._state = "ready"
+        self._report_secret_key()
+        log.info(
+            "ready",
+            directories=[inlet.directory.name for inlet in self.inlets],
+            accounts=self.outlets.names,
+            data_dir=str(self.settings.data_dir),
+        )
+
+    def _open_store(self) -> Store:
+        secret = self.settings.secret_key
+        # keys without a database: it was lost, and a new one is made only when asked for
+        used = self.settings.secret_key_file.exists() or self.settings.api_key_file.exists()
+        return Store.open(
+            str(self.settings.data_dir),
+            clock=self.clock,
+            create=self.settings.new_database or not used,
+            secret_key=secret.get_secret_value() if secret is not None else None,
+        )
+
+    async def _compose(self, store: Store) -> None:
+        settings, clock = self.settings, self.clock
+        loop = asyncio.get_running_loop()
+        self.store = store
+
+        def on_health(_health: Health) -> None:
+            loop.call_soon_threadsafe(self._on_health)
+
+        store.ledger.on_health = on_health
+        await store.write(lambda session: ensure_key(session, settings, clock))
+        self.audit = Audit(store, clock=clock)
+        self.keys = Keys(store, self.audit, clock=clock)
+        self.history = History(store)
+        self.outlets = Outlets(
+            clock=clock,
+            chance=self._chance,
+            make_transport=self._transport,
+            remember=self._remember_account,
+            on_open=lambda name: self.inlets.on_account(name),
+        )
+        self.delivery = Delivery(
+            self.outlets,
+            _Gate(store),
+            clock=clock,
+            chance=self._chance,
+            host_name=self.host_name,
+            limits=Limits(max_header_bytes=settings.max_header_bytes),
+        )
+        self.watcher = Watcher(
+            lambda directory, name: self.inlets.on_name(directory, name),
+            lambda directory: self.inlets.on_overflow(directory),
+        )
+        self.inlets = Inlets(
+            outlets=self.outlets,
+            deliverer=self.delivery,
+            scheduler=self.scheduler,
+            watcher=self.watcher,
+            clock=clock,
+            remember=self._remember_directory,
+            on_delivered=self._on_delivered,
+            on_run=self._on_run,
+            look_ahead=settings.look_ahead,
+            scan_batch=settings.scan_batch,
+            max_open_messages=settings.max_open_messages,
+        )
+        self._compose_nouns(store)
+
+    def _compose_nouns(self, store: Store) -> None:
+        settings, clock, audit = self.settings, self.clock, self.audit
+        keep = Keep(settings.open_drains_max, settings.finished_kept, settings.finished_kept_seconds)
+        self.pauses = Pauses(self.outlets, self.inlets, audit)
+        self.checks = Checks(self.outlets, audit, clock, self.host_name)
+        self.queue = Queue(self.inlets, self.outlets, store, audit, clock, settings.max_header_bytes)
+        self.reasons = Reasons(self.queue)
+        self.messages = Messages(
+            self.queue,
+            store,
+            Explainer(lambda d: self.outlets.route(d, ()), self.outlets.account, settings.max_header_bytes),
+        )
+        self.drains = Drains(self.inlets, audit, Register("drain", keep, clock=clock), clock=clock)
+        self.operations = Operations(
+            self.queue, self.inlets, audit, Register("operation", keep, clock=clock), clock=clock
+        )
+        self.alerts = Alerts(self.inlets, self.outlets, self.queue, store, clock)
+        self.runtime_settings = RuntimeSettings(store, audit, settings)
+        configured: dict[str, Any] = {
+            "clock": clock,
+            "settings": settings,
+            "pauses": self.pauses,
+            "checks": self.checks,
+        }
+        self.accounts = Accounts(store, audit, apply=self.apply_account, **configured)
+        self.directories = Directories(store, audit, apply=self.apply_directory, **configured)
+
+    def _transport(self, account: Account) -> SmtpTransport:
+        s = self.settings
+        timeouts = Timeouts(
+            banner_seconds=s.smtp_banner_timeout_seconds,
+            command_seconds=s.smtp_command_timeout_seconds,
+            mail_seconds=s.smtp_command_timeout_seconds,
+            rcpt_seconds=s.smtp_rcpt_timeout_seconds,
+            data_seconds=s.smtp_data_timeout_seconds,
+            block_seconds=s.smtp_block_timeout_seconds,
+            dot_seconds=s.smtp_dot_timeout_seconds,
+            quit_seconds=s.smtp_quit_timeout_seconds,
+            transaction_seconds=s.smtp_deadline_seconds,
+        )
+        return SmtpTransport(account, clock=self.clock, timeouts=timeouts)
+
+    async def _take_over(self) -> None:
+        """Accounts first, then directories with their recovery; one that can't be reached doesn't stop the others."""
+
+        def load(session: Any) -> Any:
+            return (
+                account_rows.load(session, self.store.secrets),
+                directory_rows.load(session),
+                pauses.get(session, pauses.Place.RELAY),
+            )
+
+        accounts, directories, relay_pause = await self.store.read(load)
+        for record in accounts:
+            self.outlets.set(record.account, record.pause)
+        self.inlets.restore_relay_pause(relay_pause)
+        for record in directories:
+            self.inlets.set(record.directory, record.pause)
+        await asyncio.gather(*(self._recover(inlet) for inlet in self.inlets if inlet.directory.enabled))
+
+    async def _recover(self, inlet: Any) -> None:
+        try:
+            await inlet.cycle.ready()
+        except RelayError as error:
+            log.warning("directory not ready", directory=inlet.directory.name, reason=error.detail, remedy=error.remedy)
+
+    async def _start_demo(self) -> None:
+        self.sandbox = Sandbox(
+            port=self.settings.sandbox_port,
+            kept_messages=self.settings.sandbox_kept_messages,
+            kept_bytes=self.settings.sandbox_kept_bytes,
+        )
+        await install_demo(self.store, self.settings, await self.sandbox.start(), clock=self.clock)
+
+    # --- changes while it runs ---
+
+    async def apply_account(self, name: str) -> None:
+        """An account was saved or deleted."""
+        records = await self.store.read(lambda session: account_rows.load(session, self.store.secrets))
+        record = next((r for r in records if r.account.name == name), None)
+        if record is None:
+            self.outlets.remove(name)
+            return
+        self.outlets.set(record.account, record.pause)
+        if self.store.secret_error is not None:
+            await self.store.check_secrets()
+            self._on_health()
+        self.inlets.on_account(name)
+
+    async def apply_directory(self, name: str) -> None:
+        """A directory was saved or deleted."""
+        records = await self.store.read(directory_rows.load)
+        record = next((r for r in records if r.directory.name == name), None)
+        if record is None:
+            self.inlets.remove(name)
+        else:
+            self.inlets.set(record.directory, record.pause)
+
+    def _remember_account(self, name: str, pause: Pause | None) -> None:
+        self._remember(pauses.Place.ACCOUNT, name, pause)
+
+    def _remember_directory(self, name: str | None, pause: Pause | None) -> None:
+        self._remember(pauses.Place.RELAY if name is None else pauses.Place.DIRECTORY, name or "", pause)
+
+    def _remember(self, place: pauses.Place, name: str, pause: Pause | None) -> None:
+        """Behind what was done in memory already: a pause holds at once and survives a restart."""
+
+        def write(session: Any) -> None:
+            if pause is None:
+                pauses.resume(session, place, name, by=PausedBy.OPERATOR, now=self.clock.now())
+            else:
+                pauses.pause(session, place, name, pause)
+
+        async def written() -> None:
+            try:
+                await self.store.write(write)
+            except RelayError as error:
+                log.warning("pause not written down", place=place.value, name=name, reason=error.detail)
+
+        self._spawn(written())
+
+    def _on_delivered(self, directory: Directory, delivered: Delivered) -> None:
+        self.metrics_registry.delivered(directory, delivered)
+
+    def _on_run(self, directory: Directory, report: Report) -> None:
+        del report
+        self.metrics_registry.ran(directory)
+
+    def _on_health(self) -> None:
+        healthy = self.store.healthy
+        if healthy and not self._was_healthy:
+            log.info("outcomes can be recorded again")
+            self.inlets.wake_all()
+        elif not healthy and self._was_healthy:
+            problem = self.store.problem
+            assert problem is not None
+            log.error("nothing new is claimed", reason=problem.detail, remedy=problem.remedy)
+        self._was_healthy = healthy
+
+    def _report_secret_key(self) -> None:
+        error = self.store.secret_error
+        if error is not None:
+            self._was_healthy = False
+            log.error("nothing is sent", reason=error.detail, remedy=error.remedy)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch(self) -> None:
+        try:
+            await self.watcher.run()
+        except OSError as error:
+            log.exception("directories are not watched", reason=str(error), remedy="the interval finds files; restart")
+
+    async def _forget_old(self) -> None:
+        """Delete what is older than `history_days`, in small batches, between which outcomes get their turn."""
+        settings = await self.runtime_settings.get()
+        now = self.clock.now()
+        await self.store.write(lambda session: idempotency.forget_old(session, now=now))
+        before = now - settings.history_days * DAY_SECONDS
+        for batch in (retention.history, retention.superseded, retention.acts_and_audit):
+            limit = now - 3600 if batch is retention.superseded else before
+            await self._forget(functools.partial(batch, before=limit))
+
+    async def _forget(self, batch: Callable[[Session], int]) -> None:
+        while await self.store.write(batch):  # noqa: ASYNC110 - outcomes get their turn; there is no event
+            await asyncio.sleep(RETENTION_PAUSE_SECONDS)
+
+    # --- what it says of itself ---
+
+    @property
+    def state(self) -> str:
+        """new, starting, ready, stopping, failed."""
+        return self._state
+
+    def health(self) -> HealthView:
+        """From memory: answers at once."""
+        if self._state != "ready":
+            detail = self.failure.detail if self.failure is not None else f"the service is {self._state}"
+            return HealthView("unavailable", (HealthPart("service", ok=False, detail=detail),))
+        health, error = self.store.ledger.health, self.store.secret_error
+        parts = [
+            HealthPart("database", health.healthy, health.error.detail if health.error else ""),
+            HealthPart("secret_key", error is None, error.detail if error else ""),
+            HealthPart("scheduler", self.scheduler.running),
+        ]
+        if not all(part.ok for part in parts):
+            return HealthView("unavailable", tuple(parts))
+        lost = [
+            HealthPart(f"directory {inlet.directory.name}", ok=False, detail=inlet.cycle.unavailable.detail)
+            for inlet in self.inlets
+            if inlet.cycle.unavailable is not None and inlet.directory.enabled
+        ]
+        for name in self.outlets.names:
+            pause = self.outlets.pause_of(name)
+            if pause is not None and pause.by is PausedBy.SERVICE:
+                lost.append(HealthPart(f"account {name}", ok=False, detail=f"{pause.code}: {pause.reason}"))
+        return HealthView("degraded" if lost else "ready", (*parts, *lost))
+
+    async def metrics(self) -> bytes:
+        """Prometheus text."""
+        return self.metrics_registry.render(await self.queue.counts(), self.outlets)
+
+    async def version(self) -> VersionView:
+        """What runs here."""
+        return VersionView(
+            version=metadata.version("mail-processing-unit"),
+            python=platform.python_version(),
+            platform=platform.platform(),
+            database_revision=REVISION,
+            started_at=self.started_at,
+        )
+
+    # --- stop ---
+
+    def begin_stop(self) -> None:
+        """At SIGTERM, before open requests are waited for: claims end, open drains will answer."""
+        if self._state not in ("ready", "starting"):
+            return
+        self._state = "stopping"
+        log.info("stopping", grace_seconds=self.settings.grace_seconds)
+        if "inlets" in self.__dict__:
+            self.inlets.begin_stop()
+            self.drains.begin_stop()
+            self.operations.begin_stop()
+
+    async def stop(self) -> None:
+        """Finish what is in flight, then close everything. Harmless when called twice."""
+        self.begin_stop()
+        if self._state in ("stopped", "failed", "new") or "store" not in self.__dict__:
+            self._state = "stopped"
+            return
+        if not await self.inlets.drained(self.settings.grace_seconds):
+            log.warning("cut off after the grace time", grace_seconds=self.settings.grace_seconds)
+            self.outlets.abort()
+            await self.inlets.drained(self.settings.grace_seconds)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await self.drains.ended()
+                await self.operations.ended()
+        await self.scheduler.stop()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        self.watcher.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.store.ledger.flush()
+        await self.inlets.close()
+        await self.outlets.close()
+        if self.sandbox is not None:
+            await self.sandbox.stop()
+        await asyncio.to_thread(self.store.close)
+        self._state = "stopped"
+        log.info("stopped")
+
+
+class _Gate:
+    """The ledger as delivery sees it: also closed while passwords can't be opened."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @property
+    def healthy(self) -> bool:
+        """Whether anything may be claimed."""
+        return self._store.healthy
+
+    def settle(self, entry: Any) -> asyncio.Future[object]:
+        """Commit, then dispose."""
+        return self._store.ledger.settle(entry)

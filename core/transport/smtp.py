@@ -1,0 +1,338 @@
+"""SMTP as a transport: one account, its pool, and what the server's replies mean for each recipient.
+
+The pool says what happened; core/domain/blame.py says whose fault it is; this file puts the two together. A kept
+connection that turns out dead before any reply is replaced once, silently (no attempt was made).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+
+from core.domain.account import Account
+from core.domain.blame import MINUTE, Ruling, judge
+from core.domain.clock import Clock
+from core.domain.envelope import Recipient
+from core.domain.outcome import AccountFault, Attempt, Blame, Outcome, RecipientOutcome
+from core.domain.reply import Phase, Reply
+from core.errors import StorageBroken, StorageFull
+from core.smtp.dialogue import ConnectFailed, Failure, FailureKind, Target, Timeouts, Transaction, TransactionResult
+from core.smtp.pool import Pool, PoolTurn
+from core.transport.base import AccountUnavailable, Content, Journal, Mail
+
+_REMEDIES = {
+    "dns_failed": "Check the account's host name and this machine's name service.",
+    "connect_failed": "Check host and port, and that the firewall lets this machine out (587 or 465, not 25).",
+    "connect_timeout": "Check host and port, and that the firewall lets this machine out (587 or 465, not 25).",
+    "tls_failed": "Check that port and security of the account fit: 587 is starttls, 465 is tls.",
+    "certificate_untrusted": "Give the authority that signed the server's certificate as tls_ca_file.",
+    "certificate_expired": "The server's certificate has expired: its operator must renew it. Check this clock, too.",
+    "certificate_wrong_host": "Set the account's host to a name that is in the server's certificate.",
+    "starttls_missing": "The server offers no STARTTLS: use its TLS port with security tls, or another port.",
+    "starttls_refused": "The server refuses STARTTLS: use its TLS port with security tls.",
+    "starttls_injection": "Something between here and the server tampers with the connection. Use security tls.",
+    "login_not_offered": "The server offers no login that the account's auth allows: check port, security and auth.",
+    "plaintext_login_refused": "Use security starttls or tls; or set allow_plaintext_login if the way is safe.",
+    "token_failed": "Check the account's OAuth settings; no access token could be had.",
+}
+# what nobody mends by waiting, although it is not the login's fault
+_CONFIGURATION = frozenset({"login_not_offered", "plaintext_login_refused"})
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingMail:
+    """What one transaction sends (transport/base.py, Mail)."""
+
+    sender: str
+    recipients: Sequence[Recipient]
+    content: Content
+    ret: str | None = None
+    envid: str | None = None
+
+
+def target_of(account: Account, timeouts: Timeouts, token: Callable[[], Awaitable[str]] | None = None) -> Target:
+    """What the client connects to for this account."""
+    return Target(
+        host=account.host,
+        port=account.port,
+        security=account.security,
+        auth=account.auth,
+        username=account.username,
+        password=account.password,
+        token=token,
+        helo_name=account.helo_name,
+        ca_file=account.tls_ca_file,
+        allow_plaintext_login=account.allow_plaintext_login,
+        timeouts=replace(timeouts, connect_seconds=account.connect_timeout_seconds),
+    )
+
+
+def fault_of(account: str, error: ConnectFailed) -> AccountFault:
+    """Why no connection could be had, as the account's fault."""
+    if error.reply is not None and error.reply.severity in (4, 5):
+        ruling = judge(error.phase, error.reply)
+        code = error.code if ruling.code == "server_refuses" else ruling.code
+        pause, passing = ruling.pause_seconds, ruling.passing
+        remedy = _REMEDIES.get(error.code, ruling.remedy)
+    else:
+        code, remedy = error.code, _REMEDIES.get(error.code, "Nothing to do: MPU tries again by itself.")
+        passing = code not in _CONFIGURATION
+        pause = MINUTE if passing else None
+    return AccountFault(account, error.phase, code, error.detail, remedy, pause, passing, error.reply)
+
+
+class SmtpTransport:
+    """One account's way out over SMTP."""
+
+    def __init__(
+        self,
+        account: Account,
+        *,
+        clock: Clock,
+        timeouts: Timeouts | None = None,
+        token: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
+        self.account = account
+        self._clock = clock
+        self._pool = Pool(
+            target_of(account, timeouts or Timeouts(), token),
+            max_connections=account.max_connections,
+            messages_per_connection=account.messages_per_connection,
+            idle_timeout_seconds=account.idle_timeout_seconds,
+        )
+
+    async def turn(self) -> SmtpTurn:
+        """Wait for a connection. Raises AccountUnavailable."""
+        return SmtpTurn(self, await self.pool_turn())
+
+    async def pool_turn(self) -> PoolTurn:
+        """The pool's turn, foreign errors mapped."""
+        try:
+            return await self._pool.turn()
+        except ConnectFailed as error:
+            raise AccountUnavailable(fault_of(self.account.name, error)) from error
+
+    def abort(self) -> None:
+        """Cut everything off: what is between the final dot and its reply ends as unknown."""
+        self._pool.abort()
+
+    async def close(self) -> None:
+        """QUIT on idle connections; what is in flight goes on to its end."""
+        await self._pool.close()
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return self._clock.now()
+
+
+class SmtpTurn:
+    """The right to send one message now, over one connection."""
+
+    __slots__ = ("_transport", "_turn")
+
+    def __init__(self, transport: SmtpTransport, turn: PoolTurn) -> None:
+        self._transport = transport
+        self._turn = turn
+
+    def release(self) -> None:
+        """Give it back unused."""
+        self._turn.release()
+
+    async def send(self, mail: Mail, journal: Journal) -> Attempt:
+        """One transaction. Raises MessageRejected, MessageChanged, and what the journal raised."""
+        started = self._transport.now()
+        try:
+            call = self._call(mail, journal, started)
+            result = call.refused or await call.run(self._turn)
+            if result.reused_dead:
+                self._turn = await self._transport.pool_turn()
+                call = self._call(mail, journal, started)
+                result = call.refused or await call.run(self._turn)
+        except AccountUnavailable as error:
+            return _unreached(mail, error.fault, started, self._transport.now(), self._turn.server)
+        finally:
+            self._turn.release()
+        return call.attempt(result, self._transport.now())
+
+    def _call(self, mail: Mail, journal: Journal, started: float) -> _Call:
+        return _Call(self._transport.account.name, self._turn, mail, journal, started)
+
+
+class _Call:
+    """One transaction on one connection: who is asked, and what the answers mean."""
+
+    __slots__ = (
+        "_account",
+        "_asked",
+        "_journal",
+        "_local",
+        "_mail",
+        "_outcomes",
+        "_server",
+        "_started",
+        "_tls",
+        "_unlogged",
+        "fault",
+    )
+
+    def __init__(self, account: str, turn: PoolTurn, mail: Mail, journal: Journal, started: float) -> None:
+        self._account = account
+        self._mail = mail
+        self._journal = journal
+        self._started = started
+        self._server, self._tls = turn.server, turn.tls
+        self._asked: Sequence[Recipient] = mail.recipients
+        self._local: list[RecipientOutcome] = []
+        self._outcomes: list[RecipientOutcome] | None = None
+        self._unlogged = False
+        self.fault: AccountFault | None = None
+        if not turn.capabilities.smtputf8:
+            self._leave_out_international()
+
+    @property
+    def refused(self) -> TransactionResult | None:
+        """Nobody is left to ask the server about."""
+        return None if self._asked else TransactionResult([])
+
+    async def run(self, turn: PoolTurn) -> TransactionResult:
+        """Ask the server. Outcomes are in the journal before this returns."""
+        capabilities = turn.capabilities
+        content = self._mail.content
+        body = content.body(eight_bit_allowed=capabilities.eight_bit_mime, smtputf8_allowed=capabilities.smtputf8)
+        international = not self._mail.sender.isascii() or any(not r.mailbox.isascii() for r in self._asked)
+        return await turn.send(
+            Transaction(
+                sender=self._mail.sender,
+                recipients=self._asked,
+                body=body,
+                eight_bit=content.eight_bit and capabilities.eight_bit_mime,
+                smtputf8=international or (content.header_utf8 and capabilities.smtputf8),
+                ret=self._mail.ret,
+                envid=self._mail.envid,
+                on_begin=self._journal.begin,
+                on_result=self._on_result,
+            )
+        )
+
+    def attempt(self, result: TransactionResult, ended: float) -> Attempt:
+        """The whole, once the connection is done with it."""
+        if self._outcomes is None:
+            self._on_result(result)
+        assert self._outcomes is not None
+        return Attempt(
+            account=self._account,
+            server=self._server,
+            tls=self._tls,
+            started_at=self._started,
+            ended_at=ended,
+            outcomes=tuple(self._outcomes),
+            fault=self.fault,
+            unlogged=self._unlogged,
+        )
+
+    def _leave_out_international(self) -> None:
+        """RFC 6531 section 3.2: without SMTPUTF8 such a mailbox can't be named; nothing is rewritten."""
+        text = "the server does not offer SMTPUTF8, which a non-ASCII mailbox needs"
+        everybody = not self._mail.sender.isascii()
+        asked = []
+        for recipient in self._mail.recipients:
+            if everybody or not recipient.mailbox.isascii():
+                blame = Blame.SENDER if everybody else Blame.RECIPIENT
+                self._local.append(
+                    RecipientOutcome(recipient.mailbox, Outcome.FAILED, Phase.LOCAL, blame, 553, "5.6.7", text)
+                )
+            else:
+                asked.append(recipient)
+        self._asked = asked
+
+    def _on_result(self, result: TransactionResult) -> None:
+        if result.reused_dead:
+            return  # nothing was tried
+        outcomes = list(self._local)
+        for number, recipient in enumerate(self._asked):
+            outcomes.append(self._one(recipient.mailbox, result.rcpt_replies[number], result))
+        self._outcomes = outcomes
+        try:
+            self._journal.outcome(outcomes)
+        except (StorageFull, StorageBroken):
+            self._unlogged = True  # known here all the same; the caller unlinks what was sent at once
+
+    def _one(self, mailbox: str, rcpt: Reply | None, result: TransactionResult) -> RecipientOutcome:
+        mail = result.mail_reply
+        if mail is not None and mail.severity != 2:
+            return self._refused(mailbox, Phase.MAIL, mail)
+        if rcpt is not None and rcpt.severity != 2:
+            return self._refused(mailbox, Phase.RCPT, rcpt)
+        final, failure = result.final_reply, result.failure
+        if final is not None:
+            if final.severity == 2:
+                return RecipientOutcome(
+                    mailbox, Outcome.SENT, Phase.DOT, None, final.code, final.enhanced_code, final.text
+                )
+            return self._refused(mailbox, Phase.DOT, final)
+        if failure is not None:
+            return self._broken(mailbox, failure, dot_sent=result.dot_sent and rcpt is not None)
+        data = result.data_reply
+        if data is not None and data.code != 354:
+            return self._refused(mailbox, Phase.DATA, data)
+        raise AssertionError("the client gave neither a verdict nor a failure")
+
+    def _refused(self, mailbox: str, phase: Phase, reply: Reply) -> RecipientOutcome:
+        # 2xx or 3xx where it can't be: nobody's refusal, so try again
+        ruling = judge(phase, reply) if reply.severity in (4, 5) else _NONSENSE
+        return self._ruled(mailbox, phase, reply, ruling)
+
+    def _ruled(self, mailbox: str, phase: Phase, reply: Reply, ruling: Ruling) -> RecipientOutcome:
+        if ruling.blame is Blame.ACCOUNT:
+            self._blame_account(phase, ruling, reply)
+        elif reply.code == 421:  # counts for the message too, or one that provokes it would come back for ever
+            self._blame_account(phase, _CLOSING, reply)
+        outcome = Outcome.FAILED if ruling.final else Outcome.DEFERRED
+        return RecipientOutcome(mailbox, outcome, phase, ruling.blame, reply.code, reply.enhanced_code, reply.text)
+
+    def _broken(self, mailbox: str, failure: Failure, *, dot_sent: bool) -> RecipientOutcome:
+        reply, phase = failure.reply, failure.phase
+        if failure.kind is FailureKind.TOO_LARGE:
+            return RecipientOutcome(mailbox, Outcome.FAILED, Phase.LOCAL, Blame.MESSAGE, 552, "5.3.4", failure.detail)
+        if dot_sent:
+            code, enhanced = (reply.code, reply.enhanced_code) if reply else (None, None)
+            return RecipientOutcome(mailbox, Outcome.UNKNOWN, phase, None, code, enhanced, failure.detail)
+        if reply is not None and reply.severity == 4:
+            return self._refused(mailbox, phase, reply)
+        return RecipientOutcome(mailbox, Outcome.DEFERRED, phase, Blame.TRANSIENT, None, None, failure.detail)
+
+    def _blame_account(self, phase: Phase, ruling: Ruling, reply: Reply) -> None:
+        if self.fault is None:
+            detail = f"{self._server} answered {reply.code} {reply.text} ({phase.value})"
+            self.fault = AccountFault(
+                self._account, phase, ruling.code, detail, ruling.remedy, ruling.pause_seconds, ruling.passing, reply
+            )
+
+
+# promises.md: 421 at any time before the dot: close, defer, back off the account
+_CLOSING = Ruling(
+    Blame.ACCOUNT,
+    final=False,
+    code="server_closing",
+    remedy="Nothing to do: MPU tries again by itself.",
+    pause_seconds=10.0,
+    passing=True,
+)
+_NONSENSE = Ruling(Blame.TRANSIENT, final=False, code="unexpected_reply")
+
+
+def _unreached(mail: Mail, fault: AccountFault, started: float, ended: float, server: str) -> Attempt:
+    """The kept connection was dead and no new one could be had."""
+    outcomes = tuple(
+        RecipientOutcome(
+            recipient.mailbox,
+            Outcome.DEFERRED,
+            fault.phase,
+            Blame.ACCOUNT,
+            fault.reply.code if fault.reply else None,
+            fault.reply.enhanced_code if fault.reply else None,
+            fault.detail,
+        )
+        for recipient in mail.recipients
+    )
+    return Attempt(fault.account, server, None, started, ended, outcomes, fault)

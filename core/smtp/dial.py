@@ -1,0 +1,295 @@
+"""From a target to a connection that may send: DNS, TCP, TLS, banner, EHLO, STARTTLS, login. One try, no retries.
+
+Every failure is a ConnectFailed that names the phase and a stable code. What must hold:
+- STARTTLS missing, refused or tampered with is a failure; nothing goes on in clear (RFC 3207 section 6, RFC 8314).
+- A login without TLS goes to loopback only, unless the target allows it; the password is never written before.
+- One mechanism is tried, once: a provider counts every refused login.
+- What the server said before TLS is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import re
+import socket
+import ssl
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from core.domain.account import AuthMethod, Security
+from core.domain.reply import Phase, Reply
+from core.smtp.auth import Login
+from core.smtp.capabilities import HELO_ONLY, choose_mechanism, login_wanted, parse_ehlo
+from core.smtp.connection import Connection
+from core.smtp.dialogue import ConnectFailed, FailureKind, Target
+from core.smtp.errors import ConversationEnded, InjectedOctets, ProtocolError
+from core.smtp.protocol import Command
+
+_HELO_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Za-z:.]+\]")
+_MAX_CHALLENGES = 4
+
+# OpenSSL's X509_V_ERR codes; what is not named here is certificate_untrusted.
+_CERTIFICATE_CODES = {10: "certificate_expired", 62: "certificate_wrong_host", 64: "certificate_wrong_host"}
+_CODE_OF_KIND = {FailureKind.TIMEOUT: "timeout", FailureKind.PROTOCOL: "protocol_error"}
+
+
+def tls_context(target: Target) -> ssl.SSLContext:
+    """The client's context: verified, TLS 1.2 at least. Blocks (reads files). Raises ConnectFailed."""
+    try:
+        context = ssl.create_default_context(cafile=target.ca_file)
+    except (OSError, ssl.SSLError) as error:
+        detail = f"the authorities can't be read from {target.ca_file or 'the system'}: {error}"
+        raise ConnectFailed(Phase.TLS, "tls_failed", detail) from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+def _unwatched(_phase: Phase, _detail: str) -> None:
+    """Nobody wants to know how far it is."""
+
+
+async def dial(
+    target: Target,
+    context: ssl.SSLContext | None,
+    moved: Callable[[Connection], None],
+    reached: Callable[[Phase, str], None] = _unwatched,
+) -> Connection:
+    """Open a connection and log in. `context` may be None where security is NONE. Raises ConnectFailed.
+
+    `reached` is told each phase that is behind it, with a few words on what was found there.
+    What `target.token` raises, if it is not a ConnectFailed, becomes one with the code token_failed.
+    """
+    sock = await _connect(target, reached)
+    connection = Connection(target, moved)
+    try:
+        async with asyncio.timeout(target.timeouts.login_seconds):
+            await _prepare(connection, target, sock, context, reached)
+    except TimeoutError:
+        connection.abort()
+        raise ConnectFailed(Phase.AUTH, "timeout", "the server took too long until the login was done") from None
+    except BaseException:
+        connection.abort()
+        if not connection.made and target.security is not Security.TLS:
+            sock.close()
+        raise
+    if connection.tls is None:
+        with contextlib.suppress(OSError):  # without it a reply may be missed, nothing worse
+            connection.keep_spare(sock.dup())
+    return connection
+
+
+async def _connect(target: Target, reached: Callable[[Phase, str], None]) -> socket.socket:
+    """A TCP connection to the first address that takes one."""
+    loop = asyncio.get_running_loop()
+    limit = target.timeouts.connect_seconds
+    try:
+        async with asyncio.timeout(limit):
+            found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        raise ConnectFailed(Phase.DNS, "dns_failed", f"{target.host} was not resolved in {limit:g} s") from None
+    except (OSError, UnicodeError) as error:
+        raise ConnectFailed(Phase.DNS, "dns_failed", f"{target.host} can't be resolved: {error}") from error
+    reached(Phase.DNS, ", ".join(dict.fromkeys(str(address[0]) for *_, address in found)))
+    deadline = loop.time() + limit
+    failed = ConnectFailed(Phase.CONNECT, "connect_failed", f"{target.host} has no address")
+    for index, (family, kind, proto, _, address) in enumerate(found):
+        share = max(deadline - loop.time(), 0.01) / (len(found) - index)  # a dead first address leaves time for others
+        try:
+            sock = socket.socket(family, kind, proto)
+        except OSError as error:
+            failed = ConnectFailed(Phase.CONNECT, "connect_failed", f"no socket for {address[0]}: {error}")
+            continue
+        try:
+            sock.setblocking(False)
+            async with asyncio.timeout(share):
+                await loop.sock_connect(sock, address)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        except TimeoutError:
+            sock.close()
+            detail = f"{address[0]} port {target.port} did not answer in {share:.3g} s"
+            failed = ConnectFailed(Phase.CONNECT, "connect_timeout", detail)
+        except OSError as error:
+            sock.close()
+            detail = f"{address[0]} port {target.port} can't be connected to: {error.strerror or error}"
+            failed = ConnectFailed(Phase.CONNECT, "connect_failed", detail)
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            reached(Phase.CONNECT, f"{address[0]} port {target.port}")
+            return sock
+    raise failed
+
+
+async def _prepare(
+    connection: Connection,
+    target: Target,
+    sock: socket.socket,
+    context: ssl.SSLContext | None,
+    reached: Callable[[Phase, str], None],
+) -> None:
+    loop = asyncio.get_running_loop()
+    if target.security is Security.TLS:
+        assert context is not None
+        with _tls_failures(target):
+            await loop.create_connection(
+                lambda: connection,
+                sock=sock,
+                ssl=context,
+                server_hostname=target.host,
+                ssl_handshake_timeout=target.timeouts.connect_seconds,
+            )
+        connection.note_tls()
+        reached(Phase.TLS, connection.tls or "")
+    else:
+        try:
+            await loop.create_connection(lambda: connection, sock=sock)
+        except OSError as error:
+            sock.close()
+            raise ConnectFailed(Phase.CONNECT, "connect_failed", str(error)) from error
+    with _ended(Phase.BANNER):
+        banner = await connection.answer(target.timeouts.banner_seconds)
+    if banner.severity != 2:
+        _refuse(connection, Phase.BANNER, "banner_refused", "the server refused the connection", banner)
+    reached(Phase.BANNER, banner.text)
+    name = _helo_name(target, sock)
+    await _greet(connection, target, name)
+    reached(Phase.EHLO, " ".join(sorted(connection.capabilities.extensions)))
+    if target.security is Security.STARTTLS:
+        assert context is not None
+        await _start_tls(connection, target, context)
+        reached(Phase.STARTTLS, connection.tls or "")
+        await _greet(connection, target, name)
+    if login_wanted(target):
+        await _log_in(connection, target, sock)
+        reached(Phase.AUTH, f"logged in as {target.username}")
+    if connection.protocol.closed:
+        raise ConnectFailed(Phase.AUTH, "closed", "the server closed the connection")
+    connection.protocol.open()
+
+
+async def _greet(connection: Connection, target: Target, name: str) -> None:
+    """EHLO; where it is refused, HELO, unless TLS or a login is still needed."""
+    with _ended(Phase.EHLO):
+        reply = await connection.command(Command.EHLO, f"EHLO {name}\r\n".encode())
+        if reply.severity == 2:
+            connection.protocol.capabilities = parse_ehlo(reply)
+            return
+        if reply.severity == 5 and target.security is not Security.STARTTLS and not login_wanted(target):
+            reply = await connection.command(Command.HELO, f"HELO {name}\r\n".encode())
+            if reply.severity == 2:
+                connection.protocol.capabilities = HELO_ONLY
+                return
+    _refuse(connection, Phase.EHLO, "ehlo_refused", "the server refused the greeting", reply)
+
+
+async def _start_tls(connection: Connection, target: Target, context: ssl.SSLContext) -> None:
+    if not connection.capabilities.starttls:
+        detail = "the server does not offer STARTTLS, and nothing is sent without it"
+        _refuse(connection, Phase.STARTTLS, "starttls_missing", detail)
+    try:
+        with _ended(Phase.STARTTLS):
+            reply = await connection.command(Command.STARTTLS, b"STARTTLS\r\n")
+            if reply.severity != 2:
+                _refuse(connection, Phase.STARTTLS, "starttls_refused", "the server refused STARTTLS", reply)
+            with _tls_failures(target):
+                await connection.start_tls(context)
+    except ConnectFailed as failed:
+        if isinstance(connection.protocol.error, InjectedOctets):
+            detail = str(connection.protocol.error)
+            raise ConnectFailed(Phase.STARTTLS, "starttls_injection", detail) from failed
+        raise
+    connection.protocol.tls_done()
+
+
+async def _log_in(connection: Connection, target: Target, sock: socket.socket) -> None:
+    encrypted = connection.tls is not None
+    if not encrypted and not target.allow_plaintext_login and not _is_loopback(sock):
+        detail = "a login without TLS goes to this machine only, unless the account allows it"
+        _refuse(connection, Phase.AUTH, "plaintext_login_refused", detail)
+    method = choose_mechanism(target, connection.capabilities.auth, encrypted=encrypted)
+    if method is None:
+        offered = ", ".join(sorted(connection.capabilities.auth)) or "none"
+        wanted = "login" if target.auth is AuthMethod.AUTO else target.auth.value.upper()
+        detail = f"the server offers no {wanted} that can be used here (offered: {offered})"
+        _refuse(connection, Phase.AUTH, "login_not_offered", detail)
+    login = Login(method, target.username or "", await _secret(target, method))
+    with _ended(Phase.AUTH):
+        reply = await connection.command(Command.AUTH, login.command())
+        for _ in range(_MAX_CHALLENGES):
+            if reply.code != 334:
+                break
+            try:
+                line = login.answer(reply.text)
+            except ProtocolError as error:
+                raise ConnectFailed(Phase.AUTH, "protocol_error", str(error)) from error
+            reply = await connection.command(Command.AUTH, line)
+    if reply.severity == 2:
+        return
+    if reply.severity == 3:
+        raise ConnectFailed(Phase.AUTH, "protocol_error", "the server asks on and on in the login", reply)
+    code = "login_refused" if reply.severity == 5 else "login_deferred"
+    _refuse(connection, Phase.AUTH, code, f"the server did not take the login ({method.value})", reply)
+
+
+async def _secret(target: Target, method: AuthMethod) -> str:
+    if method is not AuthMethod.XOAUTH2:
+        return target.password or ""
+    if target.token is None:
+        return target.password or ""  # a token set by hand
+    try:
+        return await target.token()
+    except ConnectFailed:
+        raise
+    except Exception as error:
+        raise ConnectFailed(Phase.AUTH, "token_failed", f"no access token could be had: {error}") from error
+
+
+def _refuse(connection: Connection, phase: Phase, code: str, detail: str, reply: Reply | None = None) -> NoReturn:
+    """Leave politely, without waiting, and raise."""
+    if not connection.protocol.closed:
+        connection.say_goodbye()
+    raise ConnectFailed(phase, code, detail, reply)
+
+
+@contextlib.contextmanager
+def _ended(phase: Phase) -> Iterator[None]:
+    try:
+        yield
+    except ConversationEnded as ended:
+        raise ConnectFailed(phase, _CODE_OF_KIND.get(ended.kind, "closed"), ended.detail) from ended
+
+
+@contextlib.contextmanager
+def _tls_failures(target: Target) -> Iterator[None]:
+    try:
+        yield
+    except ssl.SSLCertVerificationError as error:
+        code = _CERTIFICATE_CODES.get(error.verify_code, "certificate_untrusted")
+        detail = f"the certificate of {target.host} can't be trusted: {error.verify_message}"
+        raise ConnectFailed(Phase.TLS, code, detail) from error
+    except (OSError, ssl.SSLError) as error:
+        detail = f"no TLS with {target.host}: {error}"
+        raise ConnectFailed(Phase.TLS, "tls_failed", detail) from error
+
+
+def _is_loopback(sock: socket.socket) -> bool:
+    try:
+        return ipaddress.ip_address(sock.getpeername()[0].partition("%")[0]).is_loopback
+    except (OSError, ValueError):
+        return False
+
+
+def _helo_name(target: Target, sock: socket.socket) -> str:
+    """RFC 5321 section 4.1.4: the name of this host, or its address literal."""
+    name = target.helo_name or socket.gethostname()
+    if _HELO_NAME.fullmatch(name) is not None and (target.helo_name or "." in name):
+        return name
+    try:
+        address = sock.getsockname()[0].partition("%")[0]
+    except OSError:
+        return "localhost"
+    return f"[IPv6:{address}]" if ":" in address else f"[{address}]"

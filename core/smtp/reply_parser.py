@@ -1,0 +1,89 @@
+"""Replies out of octets (RFC 5321 section 4.2).
+
+    Reply-line     = code ("-" / SP) [text] CRLF ; "-" where more lines follow
+All lines of one reply carry the same code. A bare LF ends a line too, since some servers write it; a code alone on its
+line is taken. Everything is bounded: a line, and the number of lines.
+"""
+
+from __future__ import annotations
+
+import re
+
+from core.domain.reply import Reply
+from core.smtp.errors import ProtocolError
+
+MAX_LINE_BYTES = 32 * 1024
+MAX_LINES = 512
+
+_LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
+
+
+class ReplyParser:
+    """Feed octets, get complete replies; what is incomplete is kept."""
+
+    __slots__ = ("_buffer", "_code", "_lines", "error")
+
+    def __init__(self) -> None:
+        self.error: ProtocolError | None = None  # set: what was fed is no SMTP from here on
+        self._buffer = b""
+        self._code = b""
+        self._lines: list[str] = []
+
+    @property
+    def has_partial(self) -> bool:
+        """Whether octets of an incomplete reply are held."""
+        return bool(self._buffer or self._lines)
+
+    def feed(self, data: bytes) -> list[Reply]:
+        """The replies that are complete now. After a fault, `error` is set; the replies before it still count."""
+        if self.error is not None:
+            return []
+        if self._buffer:
+            data = self._buffer + data
+        lines = data.split(b"\n")
+        rest = lines.pop()
+        self._buffer = rest
+        replies: list[Reply] = []
+        try:
+            for line in lines:
+                reply = self._line(line)
+                if reply is not None:
+                    replies.append(reply)
+            _check_length(rest)
+        except ProtocolError as error:
+            self.error = error
+            self._buffer = b""
+        return replies
+
+    def _line(self, line: bytes) -> Reply | None:
+        """Take one line without its LF; the reply if this was its last."""
+        _check_length(line)
+        match = _LINE.fullmatch(line.removesuffix(b"\r"))
+        if match is None:
+            raise ProtocolError(f"the server sent what is not a reply: {shown(line)}")
+        code, more, text = match.groups()
+        if not self._lines:
+            self._code = code
+        elif code != self._code:
+            raise ProtocolError(f"the server sent a reply of mixed codes: {self._code.decode()} and {code.decode()}")
+        words = text.decode("utf-8", "replace") if text else ""
+        if more == b"-":
+            self._lines.append(words)
+            if len(self._lines) >= MAX_LINES:
+                raise ProtocolError(f"the server sent a reply of over {MAX_LINES} lines")
+            return None
+        if not self._lines:
+            return Reply(int(code), (words,))
+        reply = Reply(int(code), (*self._lines, words))
+        self._lines = []
+        return reply
+
+
+def _check_length(line: bytes) -> None:
+    if len(line) > MAX_LINE_BYTES:
+        raise ProtocolError(f"the server sent a line of over {MAX_LINE_BYTES} octets")
+
+
+def shown(line: bytes) -> str:
+    """The start of a line, safe to show."""
+    return ascii(line[:80].decode("ascii", "replace"))

@@ -1,0 +1,25 @@
+"""Dot-stuffing of a stream (RFC 5321 section 4.5.2): a line that starts with a dot gets another one."""
+
+from __future__ import annotations
+
+
+class DotStuffer:
+    """State across chunk boundaries; a chunk without a dot at a line's start passes as it is, uncopied."""
+
+    __slots__ = ("_at_line_start",)
+
+    def __init__(self) -> None:
+        self._at_line_start = True
+
+    def stuff(self, chunk: bytes, out: list[bytes]) -> None:
+        """Append the stuffed chunk to `out`."""
+        if not chunk:
+            return
+        if self._at_line_start and chunk[0] == 0x2E:
+            out.append(b".")
+        self._at_line_start = chunk[-1] == 0x0A
+        out.append(chunk.replace(b"\n.", b"\n..") if b"\n." in chunk else chunk)
+
+    def end(self) -> bytes:
+        """The final dot, on a line of its own whatever came before it."""
+        return b".\r\n" if self._at_line_start else b"\r\n.\r\n"

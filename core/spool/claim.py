@@ -91,7 +91,7 @@ def claim(place: Place, opened: Opened) -> Claim:
     except OSError as error:
         release(opened)
         raise claim_error(place, error) from None
-    except RelayError:
+    except BaseException:
         release(opened)
         raise
     number = place.log.next_number()

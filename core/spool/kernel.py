@@ -50,19 +50,25 @@ def _renameat2() -> _Renameat2 | None:
     return function
 
 
+def _rename_once(old_fd: int, old: bytes, new_fd: int, new: bytes) -> int:
+    """0, or the error's number."""
+    function = _renameat2()
+    if function is None:
+        return errno.ENOSYS
+    return 0 if function(old_fd, old, new_fd, new, _RENAME_NOREPLACE) == 0 else ctypes.get_errno()
+
+
 def rename_noreplace(old: bytes, new: bytes, *, old_fd: int, new_fd: int, features: Features) -> None:
     """Rename relative to directory descriptors, never overwriting. Raises OSError: EEXIST, ENOENT, EXDEV and others.
 
     The fallback is two steps; a kill between them leaves both names with one inode, which recovery knows.
     """
     if features.rename_noreplace:
-        function = _renameat2()
-        if function is not None:
-            if function(old_fd, old, new_fd, new, _RENAME_NOREPLACE) == 0:
-                return
-            number = ctypes.get_errno()
-            if number not in _NOT_HERE:
-                raise OSError(number, os.strerror(number), old)
+        number = _rename_once(old_fd, old, new_fd, new)
+        if number == 0:
+            return
+        if number not in _NOT_HERE:
+            raise OSError(number, os.strerror(number), old)
         features.rename_noreplace = False
     os.link(old, new, src_dir_fd=old_fd, dst_dir_fd=new_fd, follow_symlinks=False)
     os.unlink(old, dir_fd=old_fd)

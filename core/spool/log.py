@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 from core.domain.clock import Clock
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from core.spool.values import Claim
 
 FRAME = struct.Struct("<II")
-MARK = struct.Struct("<cQdqqQHH")  # kind, number, time, mtime_ns, size, inode, length of name and of file name
+MARK = struct.Struct("<cQQdqqQHH")  # kind, number, sequence, time, mtime_ns, size, inode, lengths of both names
 _SEGMENT_OCTETS = 1 << 20
 _SEGMENTS_KEPT = 4  # more than that, and what keeps the oldest is copied forward
 _ROOM_PER_RECIPIENT = 400  # octets of an outcome, usually 150
@@ -77,6 +78,7 @@ class OutcomeLog:
         self._end = 0
         self._reserved = 0
         self._number = 0
+        self._sequence = count()  # makes each record unlike any other, so that copies can be told
         self._open: dict[int, _Kept] = {}
         self._error: RelayError | None = None
         self._probe_at = 0.0
@@ -142,6 +144,7 @@ class OutcomeLog:
             MARK.pack(
                 kind,
                 claim.number,
+                next(self._sequence),
                 self._clock.now(),
                 identity.mtime_ns,
                 identity.size,

@@ -54,7 +54,9 @@ class OwnerLog:
     claims: dict[int, Logged] = field(default_factory=dict)
     segments: dict[int, bytes] = field(default_factory=dict)  # number -> file name
     locks: list[int] = field(default_factory=list)  # descriptors whose locks show that the owner is dead
-    seen: set[bytes] = field(default_factory=set)  # records: some were copied forward
+    records: dict[int, dict[int, bytes]] = field(
+        default_factory=dict
+    )  # of a claim by sequence: some were copied forward
 
     @property
     def dead(self) -> bool:
@@ -90,6 +92,7 @@ def read_logs(mpu_fd: int, *, but: Collection[str]) -> list[OwnerLog]:
         for number, name in sorted(log.segments.items()):
             if not _read_segment(mpu_fd, name, log):
                 del log.segments[number]
+        _merge(log)
     return [log for log in logs.values() if log.segments]
 
 
@@ -131,36 +134,47 @@ def parse_segment(data: bytes, log: OwnerLog) -> None:
         if not 0 < length <= MAX_RECORD or len(body) != length or crc32(body) != checksum:
             return
         offset += length
-        if body not in log.seen:
-            with suppress(ValueError, TypeError, struct.error):
-                _apply(body, log)
-        if body[:1] in b"BO":
-            log.seen.add(body)
+        with suppress(ValueError, struct.error):
+            _sort(body, log)
 
 
-def _apply(body: bytes, log: OwnerLog) -> None:
+def _sort(body: bytes, log: OwnerLog) -> None:
     kind = body[:1]
     if kind == b"H":
         log.boots.add(body[1:].decode("ascii"))
     elif kind == b"D":
         for (number,) in struct.iter_unpack("<Q", body[1:]):
-            log.claims.pop(number, None)
+            log.records.pop(number, None)
     elif kind in (b"B", b"O"):
-        _, number, at, mtime_ns, size, inode, name_length, file_name_length = MARK.unpack_from(body)
-        claim = log.claims.setdefault(number, Logged(log.owner, number))
-        middle = MARK.size + name_length
-        rest = body[middle + file_name_length :].decode("utf-8", "surrogateescape")
-        claim.at = max(claim.at, at)
-        claim.arrival_name = body[MARK.size : middle]
-        claim.file_name = body[middle : middle + file_name_length]
-        claim.mtime_ns, claim.size, claim.inode = mtime_ns, size, inode
-        if kind == b"B":
-            for recipient in rest.split("\0"):
-                claim.begun[recipient] = None
-        else:
-            for outcome in map(_outcome, json.loads(rest)):
-                claim.begun.pop(outcome.recipient, None)
-                claim.outcomes[outcome.recipient] = outcome
+        _, number, sequence, *_ = MARK.unpack_from(body)
+        log.records.setdefault(number, {})[sequence] = body
+
+
+def _merge(log: OwnerLog) -> None:
+    """Claims from their records, in the order in which these were written first."""
+    for number, records in log.records.items():
+        claim = log.claims[number] = Logged(log.owner, number)
+        for _, body in sorted(records.items()):
+            with suppress(ValueError, TypeError, struct.error):
+                _apply(body, claim)
+    log.records.clear()
+
+
+def _apply(body: bytes, claim: Logged) -> None:
+    kind, _, _, at, mtime_ns, size, inode, name_length, file_name_length = MARK.unpack_from(body)
+    middle = MARK.size + name_length
+    rest = body[middle + file_name_length :].decode("utf-8", "surrogateescape")
+    claim.at = max(claim.at, at)
+    claim.arrival_name = body[MARK.size : middle]
+    claim.file_name = body[middle : middle + file_name_length]
+    claim.mtime_ns, claim.size, claim.inode = mtime_ns, size, inode
+    if kind == b"B":
+        for recipient in rest.split("\0"):
+            claim.begun[recipient] = None
+    else:
+        for outcome in map(_outcome, json.loads(rest)):
+            claim.begun.pop(outcome.recipient, None)
+            claim.outcomes[outcome.recipient] = outcome
 
 
 def _outcome(row: list[Any]) -> RecipientOutcome:

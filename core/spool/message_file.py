@@ -1,7 +1,7 @@
 """An open message file, read with pread and held against what fstat said of it.
 
-Every read is checked: a file that is shorter or longer than it was, or was written since, raises MessageChanged, so that
-the connection is closed before the final dot. The descriptor belongs to the caller.
+Every read is checked: a file that is shorter or longer than it was, or was written since, raises MessageChanged, so
+that the connection is closed before the final dot. The descriptor belongs to the caller.
 """
 
 from __future__ import annotations

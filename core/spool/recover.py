@@ -8,6 +8,7 @@ claim was committed and disposed of, and only the rename remains.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
@@ -156,9 +157,12 @@ class _Recovery:
         except MessageError:
             return None
         lock_fd = -1
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            os.close(fd)
+            return None
         try:
             lock_fd = take_lock(place, fd, name)
-            found = os.fstat(fd)
             leads_to(place.work_fd, file_name, found.st_ino)
             identity = MessageIdentity(place.settings.name, name, found.st_mtime_ns, found.st_size)
             logged = self.latest.get((name, found.st_mtime_ns, found.st_size))

@@ -1,0 +1,443 @@
+"""Recovery: what is done with what a dead owner left (the table of spool.md)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from core.domain.outcome import Outcome
+from core.domain.sidecar import Sidecar
+from core.spool import kernel
+from core.spool.directory import Claim, Delete, DirectorySpool, Hold, PutBack, Recovered, ToBadmail, Verdict
+from core.spool.kernel import Features
+from tests.support.clock import ManualClock
+from tests.support.spool import claim, deferred, names_in, sent, spool_at, write
+
+DUE = Sidecar(attempts=1, due_at=1_700_000_000.0)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "in"
+
+
+FEATURES = {"all": Features(), "nothing": Features(rename_noreplace=False, lease=False, flock=False)}
+
+
+@pytest.fixture(params=FEATURES)
+def dead(request: pytest.FixtureRequest, path: Path) -> DirectorySpool:
+    """A process about to die: `kill` it."""
+    return spool_at(path, features=FEATURES[request.param])
+
+
+def kill(spool: DirectorySpool) -> None:
+    """What the kernel does at kill -9: all descriptors go, nothing else."""
+    place = spool.place
+    for claimed in place.claimed.values():
+        os.close(claimed.fd)
+        if claimed.opened.lock_fd >= 0:
+            os.close(claimed.opened.lock_fd)
+    for _, fd in place.log._segments:
+        os.close(fd)
+    for fd in {place.root_fd, place.work_fd, place.mpu_fd, place.badmail} - {-1}:
+        os.close(fd)
+    for log in place.dead_logs.values():
+        log.close()
+    place.closed = True
+    place.log._segments.clear()
+
+
+def logs(path: Path) -> list[str]:
+    return [n for n in os.listdir(path / ".mpu") if ".log." in n]
+
+
+def successor(path: Path, dead: DirectorySpool) -> DirectorySpool:
+    return spool_at(path, clock=ManualClock(), features=dead.features)
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def nothing(claimed: Claim) -> None:
+    pass
+
+
+def begin(claimed: Claim) -> None:
+    claimed.begin(["a@b", "c@d"])
+
+
+def begin_and_outcome(claimed: Claim) -> None:
+    claimed.begin(["a@b", "c@d"])
+    claimed.outcome([*sent("a@b"), *deferred("c@d")])
+
+
+def second_transaction(claimed: Claim) -> None:
+    claimed.begin(["a@b"])
+    claimed.outcome(sent("a@b"))
+    claimed.begin(["c@d"])
+
+
+def refused_before_data(claimed: Claim) -> None:
+    claimed.outcome(deferred("a@b", "c@d"))
+
+
+@pytest.mark.parametrize(
+    ("life", "verdict", "known", "unknown"),
+    [
+        (nothing, Verdict.UNTOUCHED, {}, ()),
+        (begin, Verdict.UNKNOWN, {}, ("a@b", "c@d")),
+        (begin_and_outcome, Verdict.SETTLED, {"a@b": Outcome.SENT, "c@d": Outcome.DEFERRED}, ()),
+        (second_transaction, Verdict.UNKNOWN, {"a@b": Outcome.SENT}, ("c@d",)),
+        (refused_before_data, Verdict.SETTLED, {"a@b": Outcome.DEFERRED, "c@d": Outcome.DEFERRED}, ()),
+    ],
+)
+def test_the_log_decides(
+    path: Path,
+    dead: DirectorySpool,
+    life: Callable[[Claim], None],
+    verdict: Verdict,
+    known: dict[str, Outcome],
+    unknown: tuple[str, ...],
+) -> None:
+    write(path)
+    claimed = claim(dead)
+    life(claimed)
+    kill(dead)
+    spool = successor(path, dead)
+    (recovered,) = spool.recover()
+    assert recovered.verdict is verdict
+    assert {o.recipient: o.outcome for o in recovered.outcomes} == known
+    assert recovered.unknown == unknown
+    assert not recovered.restarted
+    assert recovered.identity == claimed.identity
+    assert spool.in_flight == 1
+    spool.dispose([Delete(recovered.claim)])
+    assert names_in(path) == set()
+    assert len(logs(path)) == 1, "the dead owner's log goes with its last message"
+    spool.close()
+
+
+def test_nothing_left_is_nothing_to_do_and_the_log_goes(path: Path, dead: DirectorySpool) -> None:
+    write(path)
+    claimed = claim(dead)
+    begin_and_outcome(claimed)
+    dead.dispose([Delete(claimed)])
+    kill(dead)
+    spool = successor(path, dead)
+    assert [*spool.recover()] == []
+    assert len(logs(path)) == 1
+    spool.close()
+
+
+def test_the_latest_claim_of_a_message_counts(path: Path, dead: DirectorySpool) -> None:
+    write(path)
+    first = claim(dead)
+    begin(first)
+    dead.clock.advance(1)  # type: ignore[attr-defined] # a ManualClock
+    os.rename(path / "x.eml.lck", path / "x.eml")  # the group's rename was done, its mark was not
+    os.close(first.fd)
+    dead.place.claimed.clear()
+    if first.opened.lock_fd >= 0:
+        os.close(first.opened.lock_fd)
+    second = claim(dead)
+    begin_and_outcome(second)
+    kill(dead)
+    spool = successor(path, dead)
+    (recovered,) = spool.recover()
+    assert recovered.verdict is Verdict.SETTLED
+    spool.put_back_now(recovered.claim)
+    assert len(logs(path)) == 1
+    spool.close()
+
+
+def test_a_restart_of_the_machine_makes_untouched_unknown(
+    path: Path, dead: DirectorySpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(path)
+    claim(dead)
+    kill(dead)
+    monkeypatch.setattr(kernel, "boot_id", lambda: "another boot")
+    spool = successor(path, dead)
+    (recovered,) = spool.recover()
+    assert (recovered.verdict, recovered.restarted, recovered.unknown) == (Verdict.UNKNOWN, True, ())
+    spool.put_back_now(recovered.claim)
+    spool.close()
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_without_any_log_the_time_of_the_claim_tells_a_restart(
+    path: Path, restarted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.mkdir()
+    write(path, "x.eml.lck")
+    renamed = (path / "x.eml.lck").stat().st_ctime
+    monkeypatch.setattr(kernel, "boot_time", lambda: renamed + (5 if restarted else -5))
+    spool = spool_at(path)
+    (recovered,) = spool.recover()
+    assert recovered.verdict is (Verdict.UNKNOWN if restarted else Verdict.UNTOUCHED)
+    spool.close()
+
+
+def test_a_waiting_name_is_compared_with_outcomes_not_disposed_of(path: Path, dead: DirectorySpool) -> None:
+    """A power loss: the log reached the disk, the rename to .lck did not."""
+    write(path)
+    claimed = claim(dead)
+    begin_and_outcome(claimed)
+    kill(dead)
+    os.rename(path / "x.eml.lck", path / "x.eml")
+    spool = successor(path, dead)
+    (recovered,) = spool.recover()
+    assert recovered.verdict is Verdict.SETTLED
+    assert names_in(path) == {"x.eml.lck"}
+    spool.dispose([Delete(recovered.claim)])
+    assert names_in(path) == set()
+    spool.close()
+
+
+def test_a_new_file_under_the_name_is_not_taken_for_the_old(path: Path, dead: DirectorySpool) -> None:
+    write(path)
+    claimed = claim(dead)
+    begin_and_outcome(claimed)
+    kill(dead)
+    (path / "x.eml.lck").unlink()
+    write(path, data=b"another mail")
+    spool = successor(path, dead)
+    assert [*spool.recover()] == []
+    assert names_in(path) == {"x.eml"}
+    assert len(logs(path)) == 1
+    spool.close()
+
+
+def test_two_names_of_one_inode_are_one_message(path: Path, dead: DirectorySpool) -> None:
+    write(path)
+    claimed = claim(dead)
+    begin_and_outcome(claimed)
+    kill(dead)
+    os.link(path / "x.eml.lck", path / "x.eml")
+    spool = successor(path, dead)
+    (recovered,) = spool.recover()
+    assert recovered.verdict is Verdict.SETTLED
+    assert names_in(path) == {"x.eml.lck"}
+    spool.put_back_now(recovered.claim)
+    spool.close()
+
+
+# --- killed in the middle of a disposal ------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, number: int) -> list[str]:
+    """Die just before the Nth system call that changes something."""
+    calls: list[str] = []
+
+    def boundary(target: object, name: str) -> None:
+        real = getattr(target, name)
+
+        def guarded(*arguments: object, **rest: object) -> object:
+            if len(calls) >= number:
+                raise Killed
+            calls.append(name)
+            return real(*arguments, **rest)
+
+        monkeypatch.setattr(target, name, guarded)
+
+    for target, name in (
+        (os, "rename"),
+        (os, "unlink"),
+        (os, "link"),
+        (os, "fsync"),
+        (os, "write"),
+        (os, "pwrite"),
+        (kernel, "_rename_once"),
+    ):
+        boundary(target, name)
+    return calls
+
+
+def act_on(spool: DirectorySpool, recovered: Recovered, disposition: str) -> None:
+    """What delivery does with it: one attempt more, nothing sent."""
+    if recovered.verdict is Verdict.UNTOUCHED:
+        spool.put_back_now(recovered.claim)
+        return
+    before = recovered.sidecar or Sidecar()
+    sidecar = Sidecar(attempts=before.attempts + 1, accepted=frozenset({"a@b"}))
+    claimed = recovered.claim
+    kinds = {
+        "put back": PutBack(claimed, sidecar),
+        "badmail": ToBadmail(claimed, sidecar, "why"),
+        "hold": Hold(claimed, sidecar),
+        "delete": Delete(claimed),
+    }
+    spool.dispose([kinds[disposition]])  # type: ignore[list-item] # each a Disposal
+
+
+ENDS = {
+    "put back": ({"x.eml"}, "x.eml"),
+    "badmail": ({"badmail/x.eml", "badmail/x.eml.reason.txt"}, "badmail/x.eml"),
+    "hold": ({"x.eml.hold"}, "x.eml.hold"),
+    "delete": (set(), ""),
+}
+
+
+@pytest.mark.parametrize("renameat2", [True, False])
+@pytest.mark.parametrize("disposition", ENDS)
+def test_a_kill_at_any_boundary_of_a_life_loses_nothing_and_counts_nothing_twice(
+    tmp_path: Path, disposition: str, renameat2: bool
+) -> None:
+    number = 0
+    while True:
+        path = tmp_path / str(number)
+        dead = spool_at(path, features=Features(rename_noreplace=renameat2))
+        write(path)
+        was_sent = False
+        with pytest.MonkeyPatch.context() as patch:
+            calls = kill_at(patch, number)
+            finished = False
+            try:
+                claimed = claim(dead)
+                claimed.begin(["a@b", "c@d"])
+                was_sent = True
+                claimed.outcome([*sent("a@b"), *deferred("c@d")])
+                act_on(dead, Recovered(claimed, Verdict.SETTLED, ()), disposition)
+                finished = True
+            except Killed:
+                pass
+        kill(dead)
+        spool = spool_at(path, features=Features(rename_noreplace=renameat2))
+        verdicts = []
+        for recovered in spool.recover():
+            verdicts.append(recovered.verdict)
+            act_on(spool, recovered, disposition)
+        found = {os.path.relpath(os.path.join(d, f), path) for d, _, fs in os.walk(path) for f in fs}
+        found = {f for f in found if not f.startswith(".mpu/")}
+        if was_sent:
+            assert found == ENDS[disposition][0], (number, calls)
+            assert len(logs(path)) == 1, (number, calls)
+            if disposition != "delete":
+                (entry,) = spool.entries()
+                assert entry.sidecar is not None, (number, calls)
+                assert entry.sidecar.attempts == 1, (number, calls)
+        else:
+            assert found == {"x.eml"}, (number, calls)
+        assert len(verdicts) <= 1
+        spool.close()
+        if finished:
+            break
+        number += 1
+    assert number >= 5
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+
+def test_living_owners_are_left_alone(path: Path, dead: DirectorySpool) -> None:
+    write(path)
+    claimed = claim(dead)
+    begin(claimed)
+    other = successor(path, dead)
+    assert [*other.recover()] == []
+    assert len(logs(path)) == 2
+    other.close()
+    dead.dispose([Delete(claimed)])
+    dead.close()
+
+
+def test_a_process_that_dies_while_we_live_is_recovered_after_a_scan(path: Path, dead: DirectorySpool) -> None:
+    spool = successor(path, dead)
+    assert [*spool.recover()] == []
+    write(path)
+    begin_and_outcome(claim(dead))
+    assert [*spool.scan()] == []
+    assert [*spool.orphans()] == []
+    kill(dead)
+    assert [*spool.scan()] == []
+    (recovered,) = spool.orphans()
+    assert recovered.verdict is Verdict.SETTLED
+    spool.dispose([Delete(recovered.claim)])
+    assert names_in(path) == set()
+    assert len(logs(path)) == 1
+    spool.close()
+
+
+def test_two_that_recover_at_once_share_the_work(path: Path, dead: DirectorySpool) -> None:
+    for number in range(10):
+        begin_and_outcome(claim(dead, write(path, f"{number}.eml")))
+    kill(dead)
+    one, two = successor(path, dead), successor(path, dead)
+    left, right = one.recover(), two.recover()
+    mine, theirs = [next(left)], [next(right)]
+    mine += list(left)
+    theirs += list(right)
+    names = [r.identity.name for r in mine + theirs]
+    assert sorted(names) == sorted(f"{n}.eml".encode() for n in range(10))
+    assert {r.verdict for r in mine + theirs} == {Verdict.SETTLED}
+    one.dispose([Delete(r.claim) for r in mine])
+    two.dispose([Delete(r.claim) for r in theirs])
+    assert names_in(path) == set()
+    for spool in (one, two):
+        assert [*spool.scan()] == []
+        assert [*spool.orphans()] == []
+    assert len(logs(path)) == 2
+    one.close()
+    two.close()
+
+
+def test_one_that_dies_while_it_recovers_leaves_it_to_the_next(path: Path, dead: DirectorySpool) -> None:
+    write(path)
+    begin_and_outcome(claim(dead))
+    kill(dead)
+    second = successor(path, dead)
+    (recovered,) = second.recover()
+    kill(second)
+    third = successor(path, dead)
+    (again,) = third.recover()
+    assert again.verdict is Verdict.SETTLED
+    assert again.claim.token == recovered.claim.token
+    third.dispose([PutBack(again.claim, DUE)])
+    assert names_in(path) == {"x.eml"}
+    assert len(logs(path)) == 1
+    third.close()
+
+
+def test_a_clean_stop_leaves_no_log(path: Path, dead: DirectorySpool) -> None:
+    write(path)
+    claimed = claim(dead)
+    begin_and_outcome(claimed)
+    dead.dispose([Delete(claimed)])
+    dead.close()
+    assert logs(path) == []
+
+
+def test_a_stop_with_messages_in_flight_is_recovered_like_a_kill(path: Path, dead: DirectorySpool) -> None:
+    write(path)
+    begin(claim(dead))
+    dead.close()
+    assert names_in(path) == {"x.eml.lck"}
+    spool = successor(path, dead)
+    (recovered,) = spool.recover()
+    assert recovered.verdict is Verdict.UNKNOWN
+    spool.close()
+
+
+def test_another_programs_lock_file_is_none_of_ours(path: Path, dead: DirectorySpool) -> None:
+    write(path, "other.txt.lck")
+    (path / "x.eml.lck").mkdir()
+    assert [*dead.recover()] == []
+    dead.close()
+
+
+def test_litter_of_dead_writers_goes_and_what_is_young_stays(path: Path) -> None:
+    spool_at(path).close()
+    old = write(path / ".mpu", "tmp-old", age=7200)
+    young = write(path / ".mpu", "tmp-young")
+    spool = spool_at(path)
+    left = os.listdir(os.fsencode(path / ".mpu"))
+    assert old not in left
+    assert young in left
+    spool.close()

@@ -9,12 +9,15 @@ What no row knows goes by the general rule of its phase:
     MAIL 5xx                          the sender's: this From may not use this account
     RCPT 5xx / 4xx                    the recipient's, final / passing
     DATA, body, final dot 5xx         the message's, final
-    any other 4xx                     transient
+    anything else                     transient
+
+Before MAIL nobody is to blame but the account, and nothing but a login refused for good stands until somebody acts.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from core.domain.outcome import Blame
@@ -28,7 +31,9 @@ _SESSION = frozenset({Phase.DNS, Phase.CONNECT, Phase.TLS, Phase.BANNER, Phase.E
 _ENVELOPE = frozenset({Phase.MAIL, Phase.RCPT})
 _CONTENT = frozenset({Phase.DATA, Phase.BODY, Phase.DOT})
 _MAIL_ON = _ENVELOPE | _CONTENT
-_ANY = _SESSION | {Phase.AUTH} | _MAIL_ON | {Phase.RSET}
+_RECIPIENTS_KNOWN = _CONTENT | {Phase.RCPT}
+_LOGGED_IN = _MAIL_ON | {Phase.AUTH, Phase.RSET}  # a banner, whatever it says, is no verdict for good
+_ANY = _SESSION | _LOGGED_IN
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,7 @@ class Rule:
     enhanced: str | None
     text: str | None
     ruling: Ruling
+    of_sender: bool = False  # not if the addresses that the text names are all recipients'
 
     def matches(self, phase: Phase, reply: Reply) -> bool:
         """Whether this row is about that reply."""
@@ -75,11 +81,11 @@ _FEWER = _account(
     "too_many_connections",
     "Lower the account's max_connections: another program may use the same mailbox.",
     90.0,
-    passing=True,
 )
 _QUOTA = _account("quota_exceeded", "Wait for the provider's quota, or add another account to the directory.", HOUR)
+TENANT_BLOCKED = "tenant_blocked"  # the fault of every account of that domain
 _TENANT = _account(
-    "tenant_blocked", "The provider limits the whole tenant: ask its administrator to lift the block.", None
+    TENANT_BLOCKED, "The provider limits the whole tenant: ask its administrator to lift the block.", None
 )
 _PUNISHED = _account(
     "mailbox_refuses", "Look into the sending mailbox at the provider (full, blocked), then resume the account.", None
@@ -107,7 +113,7 @@ _LATER = Ruling(Blame.TRANSIENT, final=False, code="try_later")
 
 RULES: tuple[Rule, ...] = (
     # too many connections or logins at once
-    Rule(_ANY, "4..", r"4\.3\.2", r"concurrent connections", _FEWER),
+    Rule(_ANY, "4..", r"4\.3\.2", r"concurrent connections|sender thread limit", _FEWER),
     Rule(_ANY, "421", None, r"too many (concurrent )?(smtp )?connections", _FEWER),
     Rule(_ANY, "454", r"4\.7\.0", r"too many login", _account("login_throttled", "Wait; sessions are kept.", 900.0)),
     # quotas, some of them 5xx
@@ -120,32 +126,34 @@ RULES: tuple[Rule, ...] = (
     Rule(_ANY, "454", None, r"maximum sending rate exceeded", _SLOWER),
     Rule(_ANY, "450", r"4\.2\.1", r"peak smtp relay limit", _SLOWER),
     # the tenant, the mailbox
-    Rule(_ANY, "550", r"5\.7\.23[23]", None, _TENANT),
-    Rule(_ANY, "550", r"5\.2\.25[1-5]", None, _PUNISHED),
+    Rule(_LOGGED_IN, "550", r"5\.7\.23[23]", None, _TENANT),
+    Rule(_LOGGED_IN, "550", r"5\.2\.25[1-5]", None, _PUNISHED),
     Rule(_CONTENT, "554", r"5\.2\.2", r"STOREDRV\.Submission", _PUNISHED),
     # the sender may not use this account
     Rule(_MAIL_ON, "5..", None, r"SendAsDenied", _SENDER),
     Rule(_MAIL_ON, "550", r"5\.7\.60", None, _SENDER),
-    Rule(_CONTENT, "554", None, r"email address is not verified", _SENDER),
+    Rule(_CONTENT, "554", None, r"email address is not verified", _SENDER, of_sender=True),
     # logins
-    Rule(_ANY, "53[0-9]|55.", r"5\.7\.(139|3|57|30)", None, _BASIC_OFF),
-    Rule(_ANY, "53[45]", r"5\.7\.[89]", None, _BASIC_OFF),
+    Rule(_LOGGED_IN, "535", r"5\.7\.(139|3)", None, _BASIC_OFF),
+    Rule(_LOGGED_IN, "53[45]", r"5\.7\.[89]", None, _BASIC_OFF),
+    Rule(_LOGGED_IN, "5..", r"5\.7\.57", None, _BASIC_OFF),
+    Rule(_LOGGED_IN, "550", r"5\.7\.30", None, _BASIC_OFF),
     Rule(_MAIL_ON, "530", None, None, _LOGIN_NEEDED),
     Rule(_MAIL_ON, "538", None, None, _LOGIN_NEEDED),
     # the receiving side's moods
-    Rule(_ANY, "421", r"4\.(3\.0|4\.5|7\.0|7\.28)", None, _LATER),
-    Rule(_ANY, "451", r"4\.7\.500", None, _LATER),
-    Rule(_MAIL_ON, "450", r"4\.2\.1", None, _RECIPIENT_LATER),
-    Rule(_MAIL_ON, "452", r"4\.2\.2", None, _RECIPIENT_LATER),
+    Rule(_MAIL_ON, "421", r"4\.(3\.0|4\.5|7\.0|7\.28)", None, _LATER),
+    Rule(_MAIL_ON, "451", r"4\.7\.500", None, _LATER),
+    Rule(_RECIPIENTS_KNOWN, "450", r"4\.2\.1", None, _RECIPIENT_LATER),
+    Rule(_RECIPIENTS_KNOWN, "452", r"4\.2\.2", None, _RECIPIENT_LATER),
     # more recipients than one transaction may have (RFC 5321 section 4.5.3.1.10)
     Rule(frozenset({Phase.RCPT}), "452", r"4\.5\.3", None, _REST_NOW),
     Rule(frozenset({Phase.RCPT}), "452|552", None, r"too many recipients", _REST_NOW),
     # the recipient, for good
-    Rule(_MAIL_ON, "550", r"5\.(1\.1|1\.10|2\.1)", None, _RECIPIENT_FINAL),
+    Rule(_RECIPIENTS_KNOWN, "550", r"5\.(1\.1|1\.10|2\.1)", None, _RECIPIENT_FINAL),
     # the message, for good
     Rule(_MAIL_ON, "5..", r"5\.(3\.4|2\.3|6\.\d+)", None, _MESSAGE),
     Rule(_MAIL_ON, "552", None, r"message is too (long|large|big)|message size exceeds", _MESSAGE),
-    Rule(_CONTENT, "501", r"5\.5\.2", None, _MESSAGE),
+    Rule(_CONTENT | {Phase.MAIL}, "501", r"5\.5\.2", None, _MESSAGE),
 )
 
 _AUTH_REFUSED = _BASIC_OFF
@@ -153,12 +161,24 @@ _AUTH_LATER = _account("login_deferred", "Nothing to do: MPU tries again by itse
 _SESSION_REFUSED = _account("server_refuses", "Ask the provider why it refuses the connection.", MINUTE, passing=True)
 
 
-def judge(phase: Phase, reply: Reply) -> Ruling:
-    """Whose fault a 4xx or 5xx reply in that phase is. An enhanced code that contradicts the code loses."""
+def judge(phase: Phase, reply: Reply, *, sender: str = "", recipients: Collection[str] = ()) -> Ruling:
+    """Whose fault a 4xx or 5xx reply in that phase is. An enhanced code that contradicts the code loses.
+
+    `sender` and `recipients`: the mailboxes of the envelope, for replies that name who is meant.
+    """
     for rule in RULES:
-        if rule.matches(phase, reply):
+        if rule.matches(phase, reply) and not (rule.of_sender and _names_recipients(reply, sender, recipients)):
             return rule.ruling
     return _general(phase, permanent=reply.severity == 5)
+
+
+_ADDRESS = re.compile(r"[^\s<>,;:]+@[^\s<>,;:]+")
+
+
+def _names_recipients(reply: Reply, sender: str, recipients: Collection[str]) -> bool:
+    """Whether the text names recipients alone (SES's sandbox wants theirs verified too)."""
+    named = {address.casefold() for address in _ADDRESS.findall(reply.text)}
+    return bool(named) and sender.casefold() not in named and named <= {r.casefold() for r in recipients}
 
 
 def _general(phase: Phase, *, permanent: bool) -> Ruling:
@@ -168,6 +188,6 @@ def _general(phase: Phase, *, permanent: bool) -> Ruling:
         return _AUTH_REFUSED if permanent else _AUTH_LATER
     if phase is Phase.RCPT:
         return _RECIPIENT_FINAL if permanent else _RECIPIENT_LATER
-    if not permanent:
-        return _LATER
-    return _SENDER if phase is Phase.MAIL else _MESSAGE
+    if permanent and phase is Phase.MAIL:
+        return _SENDER
+    return _MESSAGE if permanent and phase in _CONTENT else _LATER

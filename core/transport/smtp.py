@@ -279,7 +279,10 @@ class _Call:
 
     def _refused(self, mailbox: str, phase: Phase, reply: Reply) -> RecipientOutcome:
         # 2xx or 3xx where it can't be: nobody's refusal, so try again
-        ruling = judge(phase, reply) if reply.severity in (4, 5) else _NONSENSE
+        ruling = _NONSENSE
+        if reply.severity in (4, 5):
+            envelope = self._mail
+            ruling = judge(phase, reply, sender=envelope.sender, recipients=[r.mailbox for r in envelope.recipients])
         return self._ruled(mailbox, phase, reply, ruling)
 
     def _ruled(self, mailbox: str, phase: Phase, reply: Reply, ruling: Ruling) -> RecipientOutcome:

@@ -1,0 +1,475 @@
+"""Whose fault a refusal is: the table of the providers' replies as they send them, and the general rules."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from core.domain.blame import DAY, HOUR, MINUTE, RULES, Ruling, judge
+from core.domain.outcome import Blame
+from core.domain.reply import Phase, Reply
+
+SESSION = (Phase.DNS, Phase.CONNECT, Phase.TLS, Phase.BANNER, Phase.EHLO, Phase.STARTTLS)
+ACCOUNT, SENDER, RECIPIENT, MESSAGE, TRANSIENT = (
+    Blame.ACCOUNT,
+    Blame.SENDER,
+    Blame.RECIPIENT,
+    Blame.MESSAGE,
+    Blame.TRANSIENT,
+)
+FINAL, LATER = True, False
+UNTIL_EDITED = None
+NO_PAUSE = None  # only an account is paused
+
+
+def reply(*wire: str) -> Reply:
+    """A reply from its lines as they come over the wire."""
+    return Reply(int(wire[0][:3]), tuple(line[4:] for line in wire))
+
+
+def verdict(ruling: Ruling) -> tuple[Blame, bool, float | None]:
+    return ruling.blame, ruling.final, ruling.pause_seconds
+
+
+# --- the rows of the providers' table --------------------------------------------------------------------------------
+
+GMAIL_TOO_FAST = reply(
+    "450-4.2.1 The user you are trying to contact is receiving email too quickly.",
+    "450-4.2.1 Please resend your message at a later time. If the user is able to",
+    "450-4.2.1 receive email at that time, your message will be delivered. For more",
+    "450-4.2.1 information, go to",
+    "450 4.2.1  https://support.google.com/mail/?p=ReceivingRate d2e1a72fcca58-7 - gsmtp",
+)
+GMAIL_OVER_QUOTA = reply(
+    "452-4.2.2 The recipient's inbox is out of storage space. Please direct the",
+    "452-4.2.2 recipient to",
+    "452 4.2.2  https://support.google.com/mail/?p=OverQuotaTemp 41be03b00d2f7-7 - gsmtp",
+)
+GMAIL_NO_SUCH_USER = reply(
+    "550-5.1.1 The email account that you tried to reach does not exist. Please try",
+    "550-5.1.1 double-checking the recipient's email address for typos or",
+    "550-5.1.1 unnecessary spaces. For more information, go to",
+    "550 5.1.1  https://support.google.com/mail/?p=NoSuchUser 5b1f17b1804b1-4 - gsmtp",
+)
+GMAIL_DAILY = reply(
+    "550-5.4.5 Daily user sending limit exceeded. For more information on Gmail",
+    "550-5.4.5 sending limits go to",
+    "550 5.4.5  https://support.google.com/a/answer/166852 a1-20020a05600c - gsmtp",
+)
+GMAIL_RELAY_DAILY = reply(
+    "550-5.7.1 Daily SMTP relay limit exceeded for customer. For more information on",
+    "550-5.7.1 SMTP relay sending limits please contact your administrator or review",
+    "550 5.7.1  https://support.google.com/a/answer/6140680 d9443c01a7336-2 - gsmtp",
+)
+GMAIL_RELAY_PEAK = reply(
+    "450-4.2.1 Peak SMTP relay limit exceeded for customer. This is a temporary",
+    "450-4.2.1 error. For more information on SMTP relay sending limits please",
+    "450-4.2.1 contact your administrator or review",
+    "450 4.2.1  https://support.google.com/a/answer/6140680 - gsmtp",
+)
+GMAIL_UNUSUAL_RATE = reply(
+    "421-4.7.28 Gmail has detected an unusual rate of email originating from your",
+    "421-4.7.28 SPF domain [example.com]. To protect our users from spam, email sent",
+    "421 4.7.28 from your domain has been temporarily rate limited. - gsmtp",
+)
+GMAIL_BAD_CREDENTIALS = reply(
+    "535-5.7.8 Username and Password not accepted. For more information, go to",
+    "535 5.7.8  https://support.google.com/mail/?p=BadCredentials n3-2002 - gsmtp",
+)
+GMAIL_APP_PASSWORD = reply(
+    "534-5.7.9 Application-specific password required. For more information, go to",
+    "534 5.7.9  https://support.google.com/mail/?p=InvalidSecondFactor - gsmtp",
+)
+GMAIL_TOO_MANY_LOGINS = reply(
+    "454-4.7.0 Too many login attempts, please try again later. For more",
+    "454-4.7.0 information, go to",
+    "454 4.7.0  https://support.google.com/mail/answer/7126229 - gsmtp",
+)
+GMAIL_TOO_LARGE = reply(
+    "552-5.3.4 Your message exceeded Google's message size limits. To view our message",
+    "552-5.3.4 size guidelines, go to",
+    "552 5.3.4  https://support.google.com/mail/?p=MaxSizeError - gsmtp",
+)
+GMAIL_TOO_MANY_RCPT = reply(
+    "452-4.5.3 Your message has too many recipients. For more information regarding",
+    "452-4.5.3 Google's sending limits, go to",
+    "452 4.5.3  https://support.google.com/mail/?p=TooManyRecipientsError - gsmtp",
+)
+
+OUTLOOK_CONCURRENT = reply(
+    "432 4.3.2 Concurrent connections limit exceeded. Visit https://aka.ms/concurrent_sending for more information. "
+    "[Hostname=AM0PR01MB1234.eurprd01.prod.exchangelabs.com]"
+)
+OUTLOOK_THREADS = reply(
+    "432 4.3.2 STOREDRV.ClientSubmit; sender thread limit exceeded. "
+    "[Hostname=AM0PR01MB1234.eurprd01.prod.exchangelabs.com]"
+)
+OUTLOOK_QUOTA = reply(
+    "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException; Failed to process message due to a "
+    "permanent exception with message The message can't be submitted because the sender's submission quota was exceeded."
+)
+OUTLOOK_DAILY_RECIPIENTS = reply(
+    "550 5.1.90 Your message can't be sent because you've reached your daily limit for message recipients"
+)
+OUTLOOK_TENANT = reply(
+    "550 5.7.233 Your message can't be sent because your tenant exceeded its daily limit for sending email to "
+    "external recipients (tenant external recipient rate limit)"
+)
+OUTLOOK_TRIAL_TENANT = reply(
+    "550 5.7.232 Your message can't be sent because your trial tenant has exceeded its daily limit for sending email "
+    "to external recipients (tenant external recipient rate limit)"
+)
+OUTLOOK_SEND_AS = reply(
+    "554 5.2.0 STOREDRV.Submission.Exception:SendAsDeniedException.MapiExceptionSendAsDenied; Failed to process "
+    "message due to a permanent exception with message Cannot submit message. 0.35250:5F000000, 1.36674:0A000000 "
+    "[Hostname=AM0PR01MB1234.eurprd01.prod.exchangelabs.com]"
+)
+EXCHANGE_SEND_AS = reply("550 5.7.60 SMTP; Client does not have permissions to send as this sender")
+OUTLOOK_FULL = reply(
+    "554 5.2.2 mailbox full; STOREDRV.Submission.Exception:QuotaExceededException.MapiExceptionShutoffQuotaExceeded; "
+    "Failed to process message due to a permanent exception with message Cannot submit message."
+)
+OUTLOOK_BASIC_OFF = reply(
+    "535 5.7.139 Authentication unsuccessful, basic authentication is disabled. "
+    "[AM0PR01CA0123.eurprd01.prod.exchangelabs.com 2026-03-01T10:00:00.000Z 08DC0123456789AB]"
+)
+OUTLOOK_UNSUCCESSFUL = reply(
+    "535 5.7.3 Authentication unsuccessful [AM0PR01CA0123.eurprd01.prod.exchangelabs.com]",
+)
+OUTLOOK_ANONYMOUS = reply(
+    "530 5.7.57 Client not authenticated to send mail. [AM0PR01CA0123.eurprd01.prod.exchangelabs.com]"
+)
+OUTLOOK_RETIRED = reply("550 5.7.30 Basic authentication is not supported for Client Submission.")
+OUTLOOK_BUSY = reply(
+    "451 4.7.500 Server busy. Please try again later from [192.0.2.7]. (S77719) "
+    "[AM6EUR05FT012.eop-eur05.prod.protection.outlook.com]"
+)
+OUTLOOK_NO_RECIPIENT = reply(
+    "550 5.1.10 RESOLVER.ADR.RecipientNotFound; Recipient bob@example.com not found by SMTP address lookup"
+)
+OUTLOOK_DISABLED = reply("550 5.2.1 Mailbox cannot be accessed [AM0PR01MB1234.eurprd01.prod.exchangelabs.com]")
+OUTLOOK_TOO_LARGE = reply("552 5.3.4 Message size exceeds fixed maximum message size")
+OUTLOOK_RECIPIENT_SIZE = reply("550 5.2.3 RESOLVER.RST.RecipSizeLimit; message too large for this recipient")
+OUTLOOK_CONVERSION = reply(
+    "554 5.6.0 STOREDRV.Submission.Exception:ConversionFailedException; Failed to process message due to a permanent "
+    "exception with message Content conversion: Limits exceeded."
+)
+
+SES_CONNECTIONS = reply("421 Too many concurrent SMTP connections")
+SES_DAILY = reply("454 Throttling failure: Daily message quota exceeded.")
+SES_RATE = reply("454 Throttling failure: Maximum sending rate exceeded.")
+SES_NOT_VERIFIED = reply(
+    "554 Message rejected: Email address is not verified. The following identities failed the check in region "
+    "EU-WEST-1: Shop <shop@example.com>, shop@example.com"
+)
+SES_TOO_LONG = reply("552 Message is too long.")
+
+PUNISHMENTS = [
+    reply("550 5.2.251 Sender throttled due to continuous mailbox full errors."),
+    reply("550 5.2.252 Sender throttled due to continuous send as denied errors."),
+    reply("550 5.2.253 Sender throttled due to continuous invalid license errors."),
+    reply("550 5.2.254 Sender throttled due to continuous too many recipients errors."),
+    reply("550 5.2.255 Sender throttled due to continuous invalid recipients errors."),
+]
+
+
+@pytest.mark.parametrize(
+    ("phase", "said", "blame", "final", "pause_seconds", "passing", "code"),
+    [
+        # fewer connections, 1 to 2 minutes
+        (Phase.MAIL, OUTLOOK_CONCURRENT, ACCOUNT, LATER, 90, False, "too_many_connections"),
+        (Phase.DOT, OUTLOOK_CONCURRENT, ACCOUNT, LATER, 90, False, "too_many_connections"),
+        (Phase.DOT, OUTLOOK_THREADS, ACCOUNT, LATER, 90, False, "too_many_connections"),
+        (Phase.BANNER, SES_CONNECTIONS, ACCOUNT, LATER, 90, False, "too_many_connections"),
+        (Phase.AUTH, SES_CONNECTIONS, ACCOUNT, LATER, 90, False, "too_many_connections"),
+        # quotas: tried hourly
+        (Phase.DOT, OUTLOOK_QUOTA, ACCOUNT, LATER, HOUR, False, "quota_exceeded"),
+        (Phase.DOT, OUTLOOK_DAILY_RECIPIENTS, ACCOUNT, LATER, HOUR, False, "quota_exceeded"),
+        (Phase.RCPT, OUTLOOK_DAILY_RECIPIENTS, ACCOUNT, LATER, HOUR, False, "quota_exceeded"),
+        (Phase.MAIL, GMAIL_DAILY, ACCOUNT, LATER, HOUR, False, "quota_exceeded"),
+        (Phase.DOT, GMAIL_DAILY, ACCOUNT, LATER, HOUR, False, "quota_exceeded"),
+        (Phase.RCPT, GMAIL_RELAY_DAILY, ACCOUNT, LATER, HOUR, False, "quota_exceeded"),
+        (Phase.DOT, SES_DAILY, ACCOUNT, LATER, HOUR, False, "quota_exceeded"),
+        # the tenant
+        (Phase.DOT, OUTLOOK_TENANT, ACCOUNT, LATER, UNTIL_EDITED, False, "tenant_blocked"),
+        (Phase.DOT, OUTLOOK_TRIAL_TENANT, ACCOUNT, LATER, UNTIL_EDITED, False, "tenant_blocked"),
+        # this From may not use this account
+        (Phase.DOT, OUTLOOK_SEND_AS, SENDER, FINAL, NO_PAUSE, False, "sender_refused"),
+        (Phase.MAIL, EXCHANGE_SEND_AS, SENDER, FINAL, NO_PAUSE, False, "sender_refused"),
+        (Phase.DOT, EXCHANGE_SEND_AS, SENDER, FINAL, NO_PAUSE, False, "sender_refused"),
+        (Phase.DOT, SES_NOT_VERIFIED, SENDER, FINAL, NO_PAUSE, False, "sender_refused"),
+        # the mailbox that sends
+        *[(Phase.DOT, said, ACCOUNT, LATER, UNTIL_EDITED, False, "mailbox_refuses") for said in PUNISHMENTS],
+        (Phase.DATA, OUTLOOK_FULL, ACCOUNT, LATER, UNTIL_EDITED, False, "mailbox_refuses"),
+        (Phase.DOT, OUTLOOK_FULL, ACCOUNT, LATER, UNTIL_EDITED, False, "mailbox_refuses"),
+        # logins
+        (Phase.AUTH, OUTLOOK_BASIC_OFF, ACCOUNT, LATER, UNTIL_EDITED, False, "login_refused"),
+        (Phase.AUTH, OUTLOOK_UNSUCCESSFUL, ACCOUNT, LATER, UNTIL_EDITED, False, "login_refused"),
+        (Phase.AUTH, GMAIL_BAD_CREDENTIALS, ACCOUNT, LATER, UNTIL_EDITED, False, "login_refused"),
+        (Phase.AUTH, GMAIL_APP_PASSWORD, ACCOUNT, LATER, UNTIL_EDITED, False, "login_refused"),
+        (Phase.MAIL, OUTLOOK_ANONYMOUS, ACCOUNT, LATER, UNTIL_EDITED, False, "login_refused"),
+        (Phase.AUTH, OUTLOOK_RETIRED, ACCOUNT, LATER, UNTIL_EDITED, False, "login_refused"),
+        (Phase.MAIL, OUTLOOK_RETIRED, ACCOUNT, LATER, UNTIL_EDITED, False, "login_refused"),
+        (Phase.AUTH, GMAIL_TOO_MANY_LOGINS, ACCOUNT, LATER, 15 * MINUTE, False, "login_throttled"),
+        # the rate
+        (Phase.DOT, SES_RATE, ACCOUNT, LATER, 10, True, "sending_too_fast"),
+        (Phase.MAIL, SES_RATE, ACCOUNT, LATER, 10, True, "sending_too_fast"),
+        (Phase.RCPT, GMAIL_RELAY_PEAK, ACCOUNT, LATER, 10, True, "sending_too_fast"),
+        (Phase.MAIL, GMAIL_RELAY_PEAK, ACCOUNT, LATER, 10, True, "sending_too_fast"),
+        # moods
+        (Phase.RCPT, OUTLOOK_BUSY, TRANSIENT, LATER, NO_PAUSE, False, "try_later"),
+        (Phase.MAIL, OUTLOOK_BUSY, TRANSIENT, LATER, NO_PAUSE, False, "try_later"),
+        (Phase.DOT, GMAIL_UNUSUAL_RATE, TRANSIENT, LATER, NO_PAUSE, False, "try_later"),
+        (
+            Phase.RCPT,
+            reply("421 4.3.0 Temporary System Problem. Try again later (10). d2-2002 - gsmtp"),
+            TRANSIENT,
+            LATER,
+            NO_PAUSE,
+            False,
+            "try_later",
+        ),
+        (
+            Phase.MAIL,
+            reply("421 4.4.5 Server busy, try again later. d2-2002 - gsmtp"),
+            TRANSIENT,
+            LATER,
+            NO_PAUSE,
+            False,
+            "try_later",
+        ),
+        (
+            Phase.RCPT,
+            reply("421-4.7.0 Try again later, closing connection. (RCPT)", "421 4.7.0 d2-2002 - gsmtp"),
+            TRANSIENT,
+            LATER,
+            NO_PAUSE,
+            False,
+            "try_later",
+        ),
+        # that recipient, later
+        (Phase.RCPT, GMAIL_TOO_FAST, RECIPIENT, LATER, NO_PAUSE, False, "recipient_deferred"),
+        (Phase.RCPT, GMAIL_OVER_QUOTA, RECIPIENT, LATER, NO_PAUSE, False, "recipient_deferred"),
+        (Phase.DOT, GMAIL_OVER_QUOTA, RECIPIENT, LATER, NO_PAUSE, False, "recipient_deferred"),
+        # more recipients than one transaction may have
+        (Phase.RCPT, GMAIL_TOO_MANY_RCPT, MESSAGE, LATER, NO_PAUSE, False, "too_many_recipients"),
+        (
+            Phase.RCPT,
+            reply("452 4.5.3 Error: too many recipients"),  # Postfix
+            MESSAGE,
+            LATER,
+            NO_PAUSE,
+            False,
+            "too_many_recipients",
+        ),
+        (
+            Phase.RCPT,
+            reply("552 Too many recipients"),
+            MESSAGE,
+            LATER,
+            NO_PAUSE,
+            False,
+            "too_many_recipients",
+        ),
+        # that recipient, never
+        (Phase.RCPT, GMAIL_NO_SUCH_USER, RECIPIENT, FINAL, NO_PAUSE, False, "recipient_refused"),
+        (Phase.RCPT, OUTLOOK_NO_RECIPIENT, RECIPIENT, FINAL, NO_PAUSE, False, "recipient_refused"),
+        (Phase.DOT, OUTLOOK_NO_RECIPIENT, RECIPIENT, FINAL, NO_PAUSE, False, "recipient_refused"),
+        (Phase.RCPT, OUTLOOK_DISABLED, RECIPIENT, FINAL, NO_PAUSE, False, "recipient_refused"),
+        # that message, never
+        (Phase.MAIL, OUTLOOK_TOO_LARGE, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
+        (Phase.DOT, GMAIL_TOO_LARGE, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
+        (Phase.DOT, OUTLOOK_RECIPIENT_SIZE, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
+        (Phase.DOT, SES_TOO_LONG, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
+        (Phase.MAIL, SES_TOO_LONG, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
+        (Phase.DOT, OUTLOOK_CONVERSION, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
+        (
+            Phase.DOT,
+            reply("501 5.5.2 Syntax error in the message"),
+            MESSAGE,
+            FINAL,
+            NO_PAUSE,
+            False,
+            "message_refused",
+        ),
+        (
+            Phase.MAIL,
+            reply("501 5.5.2 Cannot decode the command"),
+            MESSAGE,
+            FINAL,
+            NO_PAUSE,
+            False,
+            "message_refused",
+        ),
+    ],
+)
+def test_a_reply_of_the_table_is_blamed_as_the_table_says(
+    phase: Phase, said: Reply, blame: Blame, final: bool, pause_seconds: float | None, passing: bool, code: str
+) -> None:
+    ruling = judge(phase, said)
+    assert (*verdict(ruling), ruling.passing, ruling.code) == (blame, final, pause_seconds, passing, code)
+
+
+def test_only_the_rest_of_too_many_recipients_goes_at_once() -> None:
+    assert judge(Phase.RCPT, GMAIL_TOO_MANY_RCPT).at_once
+    assert not any(rule.ruling.at_once for rule in RULES if rule.ruling.code != "too_many_recipients")
+
+
+def test_no_pause_with_an_end_lasts_longer_than_a_day() -> None:
+    assert max(rule.ruling.pause_seconds or 0 for rule in RULES) <= DAY
+
+
+@pytest.mark.parametrize(
+    ("sender", "recipients", "named", "blame"),
+    [
+        ("shop@example.com", ["bob@example.net"], "shop@example.com", SENDER),
+        ("Shop@Example.com", ["bob@example.net"], "shop@example.com, bob@example.net", SENDER),
+        ("bounce@example.com", ["bob@example.net"], "Shop <shop@example.com>", SENDER),  # the From header's
+        ("shop@example.com", ["bob@example.net", "eve@example.net"], "bob@example.net", MESSAGE),  # the sandbox's
+        ("shop@example.com", ["Bob@Example.net"], "bob@example.net", MESSAGE),
+        ("shop@example.com", ["shop@example.com"], "shop@example.com", SENDER),
+        ("shop@example.com", ["bob@example.net"], "example.com", SENDER),  # a domain: no address named
+    ],
+)
+def test_an_unverified_address_is_the_senders_fault_only_where_it_names_the_sender(
+    sender: str, recipients: list[str], named: str, blame: Blame
+) -> None:
+    said = reply(
+        f"554 Message rejected: Email address is not verified. The following identities failed the check in region "
+        f"US-EAST-1: {named}"
+    )
+    ruling = judge(Phase.DOT, said, sender=sender, recipients=recipients)
+    assert (ruling.blame, ruling.final) == (blame, True)
+
+
+# --- the general rules -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", SESSION)
+@pytest.mark.parametrize(
+    "said",
+    [
+        reply("554 5.7.1 Service unavailable; client host [192.0.2.7] blocked"),
+        reply("550 5.7.3 Go away"),  # what would be for good after a login is not before it
+        reply("550 5.7.30 Basic authentication is not supported"),
+        reply("550 5.7.233 Tenant exceeded"),
+        reply("550 5.2.251 Sender throttled"),
+        reply("500 unknown command"),
+        reply("421 4.3.2 Service not available"),
+        reply("421-4.7.0 Try again later, closing connection. (EHLO)", "421 4.7.0 x1-2002 - gsmtp"),
+        reply("421 4.7.28 Unusual rate of mail"),
+        OUTLOOK_BUSY,
+        reply("451 greylisted"),
+        reply("599 never heard of"),
+    ],
+)
+def test_before_the_login_every_refusal_is_the_accounts_and_passes(phase: Phase, said: Reply) -> None:
+    ruling = judge(phase, said)
+    assert (*verdict(ruling), ruling.passing) == (ACCOUNT, LATER, MINUTE, True)
+
+
+@pytest.mark.parametrize("code", [500, 501, 503, 504, 530, 534, 535, 538, 550, 554, 599])
+@pytest.mark.parametrize("text", ["", "5.7.0 no", "5.7.8 no", "5.1.1 no", "5.6.0 no", "no"])
+def test_a_refused_login_pauses_until_somebody_acts(code: int, text: str) -> None:
+    ruling = judge(Phase.AUTH, Reply(code, (text,)))
+    assert (*verdict(ruling), ruling.code) == (ACCOUNT, LATER, UNTIL_EDITED, "login_refused")
+
+
+@pytest.mark.parametrize(
+    "said", ["454 4.7.0 Temporary authentication failure", "421 4.7.0 Try again later", "432 wait"]
+)
+def test_a_login_that_is_put_off_passes(said: str) -> None:
+    ruling = judge(Phase.AUTH, reply(said))
+    assert (*verdict(ruling), ruling.passing, ruling.code) == (ACCOUNT, LATER, MINUTE, True, "login_deferred")
+
+
+@pytest.mark.parametrize(
+    ("phase", "said", "blame", "final"),
+    [
+        (Phase.MAIL, "550 5.7.1 Sender address rejected", SENDER, FINAL),
+        (Phase.MAIL, "553 5.1.8 Sender domain does not exist", SENDER, FINAL),
+        (Phase.MAIL, "550 5.1.1 No such sender", SENDER, FINAL),  # no recipient was named yet
+        (Phase.MAIL, "450 4.2.1 Later", TRANSIENT, LATER),
+        (Phase.MAIL, "451 4.3.0 Error in processing", TRANSIENT, LATER),
+        (Phase.RCPT, "550 No such user", RECIPIENT, FINAL),
+        (Phase.RCPT, "553 5.1.3 Bad address syntax", RECIPIENT, FINAL),
+        (Phase.RCPT, "501 5.5.2 Syntax error in this address", RECIPIENT, FINAL),
+        (Phase.RCPT, "599 what", RECIPIENT, FINAL),
+        (Phase.RCPT, "451 4.7.1 Greylisted", RECIPIENT, LATER),
+        (Phase.RCPT, "498 what", RECIPIENT, LATER),
+        (Phase.DATA, "554 No valid recipients", MESSAGE, FINAL),
+        (Phase.DATA, "451 4.3.0 Later", TRANSIENT, LATER),
+        (Phase.BODY, "552 5.2.2 Stop", MESSAGE, FINAL),
+        (Phase.DOT, "554 5.7.1 Spam message rejected", MESSAGE, FINAL),
+        (Phase.DOT, "599 what", MESSAGE, FINAL),
+        (Phase.DOT, "451 4.3.0 Queue file write error", TRANSIENT, LATER),
+        (Phase.DOT, "421 4.4.2 Timeout", TRANSIENT, LATER),
+        (Phase.RSET, "500 what", TRANSIENT, LATER),  # says nothing of any message
+        (Phase.QUIT, "500 what", TRANSIENT, LATER),
+    ],
+)
+def test_what_no_row_knows_goes_by_its_phase(phase: Phase, said: str, blame: Blame, final: bool) -> None:
+    ruling = judge(phase, reply(said))
+    assert verdict(ruling) == (blame, final, NO_PAUSE)
+
+
+@pytest.mark.parametrize(
+    ("phase", "said", "blame", "final"),
+    [
+        (Phase.RCPT, "550 4.2.1 Too quickly", RECIPIENT, FINAL),
+        (Phase.RCPT, "450 5.1.1 No such user", RECIPIENT, LATER),
+        (Phase.DOT, "450 5.6.0 Content", TRANSIENT, LATER),
+        (Phase.DOT, "554 4.7.500 Busy", MESSAGE, FINAL),
+        (Phase.RCPT, "450 5.7.233 Tenant", RECIPIENT, LATER),
+    ],
+)
+def test_the_code_wins_over_a_contradicting_enhanced_code(phase: Phase, said: str, blame: Blame, final: bool) -> None:
+    assert verdict(judge(phase, reply(said)))[:2] == (blame, final)
+
+
+@pytest.mark.parametrize(
+    ("phase", "said"),
+    [
+        (Phase.RCPT, "550 5.4.5 Congestion at the destination"),  # the quota's code without its words
+        (Phase.RCPT, "554 5.2.2 mailbox full; STOREDRV.Deliver.Exception:QuotaExceededException"),  # the recipient's
+        (Phase.RCPT, "432 4.3.2 STOREDRV.Deliver; recipient thread limit exceeded"),
+        (Phase.RCPT, "550 5.7.1 Relaying denied"),
+        (Phase.RCPT, "550 5.7.3 Security conversion required"),
+        (Phase.RCPT, "550 5.2.250 something else"),
+    ],
+)
+def test_look_alikes_do_not_pause_an_account(phase: Phase, said: str) -> None:
+    assert judge(phase, reply(said)).blame is RECIPIENT
+
+
+@pytest.mark.parametrize("said", ["530 5.7.0 Must issue a STARTTLS command first", "538 Encryption required"])
+def test_a_login_or_tls_asked_for_too_late_is_the_accounts_fault(said: str) -> None:
+    assert verdict(judge(Phase.MAIL, reply(said))) == (ACCOUNT, LATER, UNTIL_EDITED)
+
+
+def test_every_row_can_be_reached() -> None:
+    """A row behind a wider one would be dead."""
+    shadowed = [
+        (first, second)
+        for first, second in itertools.combinations(RULES, 2)
+        if first.phases >= second.phases
+        and first.codes == second.codes
+        and first.text is None
+        and first.enhanced in (None, second.enhanced)
+    ]
+    assert shadowed == []
+
+
+@pytest.mark.parametrize("phase", [*SESSION, Phase.AUTH])
+def test_no_row_blames_anybody_but_the_account_before_mail(phase: Phase) -> None:
+    assert {rule.ruling.blame for rule in RULES if phase in rule.phases} == {ACCOUNT}
+
+
+@pytest.mark.parametrize("phase", SESSION)
+def test_no_row_pauses_without_an_end_before_the_login(phase: Phase) -> None:
+    assert None not in [rule.ruling.pause_seconds for rule in RULES if phase in rule.phases]
+
+
+def test_who_pauses_an_account_says_what_to_do() -> None:
+    assert [rule for rule in RULES if rule.ruling.blame is ACCOUNT and not rule.ruling.remedy] == []

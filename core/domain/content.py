@@ -23,6 +23,7 @@ from core.errors import MessageRejected
 MAX_LINE_OCTETS = 998  # RFC 5322 section 2.1.1, without CRLF
 _WINDOW = MAX_LINE_OCTETS + 2
 _TERMINATOR = re.compile(rb"(?:(?<=[\r\n])|\A)\.(?:[\r\n][ \t\r\n]*+)?\Z")
+_BEFORE_WORDS = re.compile(rb"(?:[!-9;-~]++[ \t]*+:)?[ \t]*+")
 _COMMA_FIELDS = (b"to", b"cc", b"from", b"reply-to", b"resent-to", b"resent-cc")
 _SIGNED_TYPE = re.compile(
     rb"\s*(?:multipart/(?:signed|encrypted)|application/(?:x-)?pkcs7-(?:mime|signature))\b", re.IGNORECASE
@@ -169,20 +170,21 @@ def _fold(line: bytes, *, comma: bool) -> list[bytes]:
     position = 0
     while len(line) - position > MAX_LINE_OCTETS:
         limit = position + MAX_LINE_OCTETS - 1  # one octet stays for a space that is put in
-        at = max(line.rfind(b" ", position + 1, limit), line.rfind(b"\t", position + 1, limit))
-        lead = b"" if not pieces or line[position : position + 1] in (b" ", b"\t") else b" "
-        if at > position and line[position:at].strip(b" \t"):
-            pieces.append(lead + line[position:at])
-            position = at
-            continue
-        at = line.rfind(b",", position, limit) + 1 if comma else 0
-        if not at:
+        words = _BEFORE_WORDS.match(line, position)
+        low = words.end() + 1 if words else position + 1  # a piece has something besides white space and a name
+        at = max(line.rfind(b" ", low, limit), line.rfind(b"\t", low, limit))
+        if at < 0:
+            at = (line.rfind(b",", low, limit) + 1 or -1) if comma else -1
+        if at < 0:
             raise MessageRejected("5.6.0", "a header line is longer than 998 octets and can't be folded")
-        pieces.append(lead + line[position:at])
+        pieces.append(_continued(line[position:at], first=not pieces))
         position = at
-    lead = b"" if line[position : position + 1] in (b" ", b"\t") else b" "
-    pieces.append(lead + line[position:])
+    pieces.append(_continued(line[position:], first=not pieces))
     return pieces
+
+
+def _continued(piece: bytes, *, first: bool) -> bytes:
+    return piece if first or piece[:1] in (b" ", b"\t") else b" " + piece
 
 
 # --- body -------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import re
 from core.domain.address import AddressError, parse_mailbox
 
 _READ_LIMIT = 2000  # octets of a value that are looked at
-_WORD_OCTETS = 45  # of UTF-8 in one encoded word: 60 characters of base64, 72 with its frame
+_WORD_OCTETS = 36  # of UTF-8 in one encoded word: 48 characters of base64, 60 with its frame
 
 _ADDRESS_FIELDS = frozenset(
     {
@@ -60,9 +60,9 @@ def encode_field(name: bytes, value: bytes) -> bytes | None:
 
 def _is_utf8(value: bytes) -> bool:
     try:
-        value[:-3].decode()
+        value.decode()
     except UnicodeDecodeError as error:
-        return error.end >= len(value) - 6  # cut in the middle of a character
+        return len(value) == _READ_LIMIT and error.reason == "unexpected end of data"  # cut within a character
     return True
 
 

@@ -77,6 +77,7 @@ def find_header(data: bytes, *, complete: bool, limit: int) -> Layout | None:
     if len(data) < 6 and not complete:
         return None
     start, dropped = _lead(data)
+    _refuse_foreign(data, start)
     end = _blank_line(data, start)
     if end is None or (end[1] == len(data) and data.endswith(b"\r") and not complete):
         if not complete:
@@ -87,14 +88,13 @@ def find_header(data: bytes, *, complete: bool, limit: int) -> Layout | None:
     if end[0] - start > limit:
         raise MessageRejected("5.3.4", f"the header block is longer than {limit} octets")
     if end[0] == start:
-        _refuse_foreign(data, start)
         what = "there is nothing in it but line ends" if complete and not data.strip() else "it has no header fields"
         raise MessageRejected("5.6.0", f"not a mail: {what}")
     return Layout(start, end[0], end[1], dropped)
 
 
 def split_header(data: bytes) -> Header:
-    """Take a header block apart (without its blank line; any line ends). Raises MessageRejected, MessageRefused."""
+    """Take a header block apart (without its blank line; any line ends). Raises MessageRejected."""
     block = data
     lines = data.count(b"\r\n")
     if lines != data.count(b"\n") or lines != data.count(b"\r"):
@@ -102,14 +102,12 @@ def split_header(data: bytes) -> Header:
     if not block.endswith(b"\r\n"):
         block += b"\r\n"
     if b"\0" in block:
-        _refuse_foreign(data, 0)
         raise MessageRejected("5.6.0", "the header block contains a NUL octet")
     fields: list[Field] = []
     by_name: dict[bytes, list[Field]] = {}
     leaving: list[Field] = []
     for match in _FIELD.finditer(block):
         if match.lastindex is None:
-            _refuse_foreign(data, 0)
             number = block.count(b"\r\n", 0, match.start()) + 1
             raise MessageRejected("5.6.0", f"line {number} of the header block is neither a field nor a continuation")
         (start, end), (_, name_end), (value, _) = match.regs

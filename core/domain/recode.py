@@ -79,7 +79,7 @@ class _Survey(Walker):
                 "5.6.3", f"a part of type {part.type.decode('ascii', 'replace')[:60]} would have to be re-encoded"
             )
         if part.encoding in (b"", b"7bit", b"8bit", b"binary"):
-            text = part.type.startswith(b"text/") and self._raw * 4 <= self._octets
+            text = part.type.startswith(b"text/") and self._raw * 2 <= self._octets
             return Coding.QUOTED_PRINTABLE if text else Coding.BASE64
         if part.encoding == b"quoted-printable":
             return Coding.REWRAP_QUOTED_PRINTABLE

@@ -43,7 +43,8 @@ _TAIL = 1_024  # octets in which a lone dot may end a stuffed file
 _DASHES = b"\n" + b"-" * 79 + b"\n"
 _RAILS_ID = re.compile(rb"<[^>]*\.mail>\Z")
 _RAILS_NEXT = re.compile(
-    rb"^Date: [^\r\n]*+\r?\nFrom: [^\r\n]*+\r?\n(?:[^\r\n]++\r?\n){0,50}?Message-ID: <[^>\r\n]*+\.mail>", re.MULTILINE
+    rb"^Date: [^\r\n]*+\r?\nFrom: [^\r\n]*+\r?\n(?:[^\r\n]++\r?\n){0,50}?Message-ID: <[^>\r\n]++(?<=\.mail)>",
+    re.MULTILINE,
 )
 
 
@@ -138,7 +139,7 @@ class FileContent:
             transfer_encoding=transfer_encoding,
         )
         signed = b"dkim-signature" in self._header.by_name
-        if not head.isascii() and not self.smtputf8 and not (smtputf8_allowed and self.header_utf8):
+        if not head.isascii() and not (smtputf8_allowed and (self.smtputf8 or self.header_utf8)):
             head = _without_raw_octets(head, signed=signed, eight_bit_allowed=eight_bit_allowed)
         if has_long_line(head):
             head = fold_header(head, signed=signed)
@@ -345,7 +346,7 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _notes(prepared: Prepared) -> Iterator[str]:
-    header, facts = prepared.header, prepared.facts
+    header = prepared.header
     for what in prepared._dropped:
         yield f"{what} before the header: not sent"
     names = dict.fromkeys(

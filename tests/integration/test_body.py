@@ -1,0 +1,267 @@
+"""Bodies of real files: facts, sizes, changes under way, hostile shapes, and what the server can't take."""
+
+from __future__ import annotations
+
+import os
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.domain.account import DotStuffing, FromPolicy
+from core.errors import MessageChanged, MessageRefused, MessageRejected
+from core.spool.body import FileContent, Prepared, prepare
+
+HEAD = b"From: a@b\r\nTo: c@d\r\nDate: x\r\nMessage-ID: <m@x>\r\n"
+X_HEAD = b"X-Sender: a@b\r\nX-Receiver: c@d\r\n" + HEAD
+
+
+class Mails:
+    """Writes files and prepares them."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / "x.eml"
+        self.fds: list[int] = []
+
+    def prepare(self, data: bytes, **options: Any) -> Prepared:
+        self.path.write_bytes(data)
+        fd = os.open(self.path, os.O_RDONLY)
+        self.fds.append(fd)
+        found = os.fstat(fd)
+        return prepare(fd, size=found.st_size, mtime_ns=found.st_mtime_ns, **options)
+
+    def sent(self, data: bytes, *, eight_bit_allowed: bool = True, **options: Any) -> bytes:
+        return octets(content(self.prepare(data, **options)), eight_bit_allowed=eight_bit_allowed)
+
+
+@pytest.fixture
+def mails(tmp_path: Path) -> Iterator[Mails]:
+    made = Mails(tmp_path)
+    yield made
+    for fd in made.fds:
+        os.close(fd)
+
+
+def content(prepared: Prepared, **options: Any) -> FileContent:
+    return prepared.content(message_id="<new@x>", date="now", **options)
+
+
+def octets(of: FileContent, *, eight_bit_allowed: bool = True) -> bytes:
+    body = of.body(eight_bit_allowed=eight_bit_allowed)
+    chunks = list(body.chunks())
+    assert all(0 < len(chunk) <= 262_144 for chunk in chunks)
+    sent = b"".join(chunks)
+    assert body.size == len(sent)
+    assert b"".join(body.chunks()) == sent
+    return sent
+
+
+BIG = 700_000
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\n", b"\r"])
+@pytest.mark.parametrize("size", [0, 1, 1000, 262_000, BIG])
+def test_small_and_large_files_leave_the_same_way(mails: Mails, end: bytes, size: int) -> None:
+    line = b"0123456789abcdef.\xc3\xbc"
+    count = size // len(line)
+    raw = (HEAD + b"\r\n").replace(b"\r\n", end) + (line + end) * count
+    assert mails.sent(raw) == HEAD + b"\r\n" + (line + b"\r\n") * count
+
+
+@pytest.mark.parametrize("filler", [0, 300_000])
+@pytest.mark.parametrize(
+    ("lead", "setting", "proven", "body", "sent"),
+    [
+        (HEAD, "auto", None, b"..x\r\n", b"..x\r\n"),
+        (X_HEAD, "auto", None, b"..x\r\n", b".x\r\n"),
+        (X_HEAD, "auto", None, b"..x\r\n.y\r\n", b"..x\r\n.y\r\n"),
+        (X_HEAD, "auto", DotStuffing.PLAIN, b"..x\r\n", b"..x\r\n"),
+        (HEAD, "auto", DotStuffing.STUFFED, b"..x\r\n", b".x\r\n"),
+        (HEAD, "stuffed", None, b"..x\r\n.y\r\n", b".x\r\n.y\r\n"),
+        (X_HEAD, "plain", DotStuffing.STUFFED, b"..x\r\n", b"..x\r\n"),
+        (b"Subject: first\r\n" + X_HEAD, "auto", None, b"..x\r\n", b"..x\r\n"),
+        (HEAD, "stuffed", None, b"x\r\n.\r\n\r\n", b"x\r\n"),
+        (HEAD, "stuffed", None, b"x\r\n.\r\nmore\r\n", b"x\r\n.\r\nmore\r\n"),
+        (HEAD, "stuffed", None, b"x\n..\n.", b"x\r\n.\r\n"),
+        (HEAD, "plain", None, b"x\r\n.\r\n", b"x\r\n.\r\n"),
+        (HEAD, "auto", None, b"x\r\n.\r\n", b"x\r\n.\r\n"),
+    ],
+)
+def test_dot_stuffing(
+    mails: Mails, filler: int, lead: bytes, setting: str, proven: DotStuffing | None, body: bytes, sent: bytes
+) -> None:
+    text = (b"z" * 70 + b"\r\n") * (filler // 72)
+    out = mails.sent(lead + b"\r\n" + text + body, dot_stuffing=DotStuffing(setting), proven=proven)
+    assert out.partition(b"\r\n\r\n")[2] == text + sent
+
+
+def test_proof_is_reported(mails: Mails) -> None:
+    assert mails.prepare(HEAD + b"\r\n.x\r\n").dot_proof is DotStuffing.PLAIN
+    assert mails.prepare(HEAD + b"\r\n..x\r\n").dot_proof is None
+
+
+@pytest.mark.parametrize("size", [100, BIG])
+@pytest.mark.parametrize("change", [b"", b"more and more"])
+def test_a_file_that_changes_is_not_sent_to_the_end(mails: Mails, size: int, change: bytes) -> None:
+    prepared = mails.prepare(HEAD + b"\r\n" + b"x\r\n" * (size // 3))
+    body = content(prepared).body(eight_bit_allowed=True)
+    with mails.path.open("r+b") as file:
+        file.seek(0, os.SEEK_END)
+        file.write(change) if change else file.truncate(size // 2)
+    with pytest.raises(MessageChanged):
+        list(body.chunks())
+
+
+@pytest.mark.parametrize("size", [100, BIG])
+def test_octets_that_are_overwritten_are_noticed(mails: Mails, size: int) -> None:
+    prepared = mails.prepare(HEAD + b"\r\n" + b"x\r\n" * (size // 3))
+    with mails.path.open("r+b") as file:
+        file.write(b"G")
+    os.utime(mails.path, ns=(1, 1))
+    with pytest.raises(MessageChanged):
+        list(content(prepared).body(eight_bit_allowed=True).chunks())
+
+
+@pytest.mark.parametrize("told", [-1, 1])
+def test_a_size_that_is_not_the_files_is_noticed_at_once(mails: Mails, told: int) -> None:
+    mails.path.write_bytes(HEAD + b"\r\nx")
+    with mails.path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        with pytest.raises(MessageChanged):
+            prepare(file.fileno(), size=found.st_size + told, mtime_ns=found.st_mtime_ns)
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "reason"),
+    [
+        (b"", "5.6.0", "nothing in it"),
+        (b"\r\n\r\n", "5.6.0", "nothing in it"),
+        (b"Hello,\nthis is text only\n", "5.6.0", "line 1"),
+        (b"\nHello\n", "5.6.0", "no header fields"),
+        (("\ufeff" + HEAD.decode()).encode("utf-16"), "5.6.0", "UTF-16"),
+        (HEAD.decode().encode("utf-16-le"), "5.6.0", "NUL"),
+        (b"X: " + b"y" * (10 << 20), "5.3.4", "header block is longer"),
+        (b"DKIM-Signature: x\r\n" + HEAD + b"\r\n" + b"y" * 1000, "5.6.3", "998"),
+        (b"DKIM-Signature: x\r\n" + HEAD + b"\r\nn\0", "5.6.3", "NUL"),
+        (b"Content-Type: multipart/signed\r\n" + HEAD + b"\r\nn\0", "5.6.3", "NUL"),
+        (HEAD.replace(b"To:", b"Tx:"), "5.1.3", "no recipient"),
+    ],
+)
+def test_what_can_never_be_sent(mails: Mails, data: bytes, code: str, reason: str) -> None:
+    with pytest.raises(MessageRejected, match=reason) as caught:
+        mails.prepare(data)
+    assert caught.value.enhanced_code == code
+
+
+def test_a_header_without_a_blank_line_is_a_mail_with_an_empty_body(mails: Mails) -> None:
+    assert mails.sent(HEAD[:-2]) == HEAD + b"\r\n"
+
+
+def test_100000_header_fields_in_linear_time(mails: Mails) -> None:
+    began = time.perf_counter()
+    raw = HEAD + b"X-Long: y\r\n" * 90_000 + b"\r\nbody\r\n"
+    assert mails.sent(raw) == raw
+    assert time.perf_counter() - began < 3
+
+
+def test_memory_is_bounded_for_large_files(mails: Mails) -> None:
+    with mails.path.open("wb") as file:
+        file.write(HEAD + b"\r\n")
+        for _ in range(60):
+            file.write((b"x" * 98 + b"\n") * 5000)
+    tracemalloc.start()
+    try:
+        fd = os.open(mails.path, os.O_RDONLY)
+        mails.fds.append(fd)
+        found = os.fstat(fd)
+        prepared = prepare(fd, size=found.st_size, mtime_ns=found.st_mtime_ns)
+        body = content(prepared).body(eight_bit_allowed=True)
+        assert sum(map(len, body.chunks())) == body.size > 29_000_000
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_eight_bit_is_encoded_only_where_the_server_does_not_take_it(mails: Mails) -> None:
+    raw = HEAD + b"Content-Transfer-Encoding: 8bit\r\n\r\nGr\xc3\xbc\xc3\x9fe an alle\r\n"
+    prepared = mails.prepare(raw)
+    assert content(prepared).eight_bit
+    assert octets(content(prepared)) == raw
+    sent = octets(content(prepared), eight_bit_allowed=False)
+    assert sent.endswith(
+        b"MIME-Version: 1.0\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\nGr=C3=BC=C3=9Fe an alle\r\n"
+    )
+
+
+def test_signed_eight_bit_is_never_encoded(mails: Mails) -> None:
+    raw = b"DKIM-Signature: x\r\n" + HEAD + b"\r\n\xc3\xbc\r\n"
+    assert mails.sent(raw) == raw
+    with pytest.raises(MessageRejected) as caught:
+        mails.sent(raw, eight_bit_allowed=False)
+    assert caught.value.enhanced_code == "5.6.3"
+
+
+@pytest.mark.parametrize("body", [b"y" * 1_000_000 + b"\r\n", b"nul\0\r\n"])
+def test_long_lines_and_nul_are_always_encoded(mails: Mails, body: bytes) -> None:
+    sent = mails.sent(HEAD + b"\r\n" + body)
+    assert all(len(line) <= 998 for line in sent.split(b"\r\n"))
+    assert b"\0" not in sent
+    assert b"quoted-printable" in sent
+
+
+def test_raw_headers_by_what_server_and_signature_allow(mails: Mails) -> None:
+    raw = HEAD + "Subject: Grüße\r\n\r\nx\r\n".encode()
+    made = content(mails.prepare(raw))
+    assert (made.eight_bit, made.smtputf8, made.header_utf8) == (True, False, True)
+    assert b"".join(made.body(eight_bit_allowed=True, smtputf8_allowed=True).chunks()) == raw
+    assert octets(made, eight_bit_allowed=False).isascii()
+    signed = content(mails.prepare(b"DKIM-Signature: x\r\n" + raw))
+    assert octets(signed) == b"DKIM-Signature: x\r\n" + raw
+    with pytest.raises(MessageRejected):
+        octets(signed, eight_bit_allowed=False)
+
+
+def test_smtputf8_is_needed_only_for_local_parts_that_are_addressed(mails: Mails) -> None:
+    prepared = mails.prepare("X-Sender: a@b\nX-Receiver: jörg@b\nX-Receiver: c@bücher.example\n\nx".encode())
+    assert content(prepared).smtputf8
+    assert not content(prepared, exclude={"jörg@b"}).smtputf8
+
+
+def test_long_header_lines_are_folded(mails: Mails) -> None:
+    raw = HEAD + b"Subject: " + b"word " * 400 + b"\r\n\r\nx\r\n"
+    sent = mails.sent(raw)
+    assert all(len(line) <= 998 for line in sent.split(b"\r\n"))
+    assert sent.replace(b"\r\n ", b" ") == raw
+
+
+def test_the_account_may_take_the_from(mails: Mails) -> None:
+    prepared = mails.prepare(HEAD + b"\r\nx\r\n")
+    sent = octets(content(prepared, from_address="acc@x", from_policy=FromPolicy.REPLY_TO))
+    assert sent == HEAD.replace(b"From: a@b\r\n", b"") + b"From: acc@x\r\nReply-To: a@b\r\n\r\nx\r\n"
+
+
+def test_what_people_are_told(mails: Mails) -> None:
+    prepared = mails.prepare(
+        b"\xef\xbb\xbfFrom: Me <a@b>\nX-Receiver: z@z\nBcc: c@d, nobody\nSubject: =?utf-8?Q?=C3=BC?= <img>\n\n.x\n"
+    )
+    assert (prepared.subject, prepared.from_mailbox) == ("ü <img>", "a@b")
+    assert (prepared.internet_message_id, prepared.has_date) == (None, False)
+    notes = "\n".join(prepared.notes)
+    for part in ("byte order mark", "not sent: X-Receiver, Bcc", "x-receiver stands alone", "Date is added",
+                 "Message-ID is added", "undisclosed", "'nobody' is no mailbox", "line ends become CRLF"):  # fmt: skip
+        assert part in notes
+
+
+def test_rails_files_are_known_by_their_name_too(mails: Mails) -> None:
+    raw = HEAD.replace(b"<m@x>", b"<1@host.mail>") + b"\r\nx\r\n"
+    assert mails.prepare(raw, name=b"order-1.eml").envelope.sender == "a@b"
+    with pytest.raises(MessageRefused, match="Rails"):
+        mails.prepare(raw, name=b"c@d.eml")
+
+
+def test_a_line_of_79_dashes_inside_a_mail_is_text(mails: Mails) -> None:
+    raw = b"MIME-Version: 1.0\r\n" + HEAD + b"\r\n" + b"-" * 79 + b"\r\nx\r\n"
+    assert mails.sent(raw) == raw

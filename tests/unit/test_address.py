@@ -1,0 +1,115 @@
+"""The address grammar: what is a mailbox, and that nothing else gets between the brackets."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.domain.address import AddressError, parse_mailbox
+
+ACCEPTED = [
+    ("a@b.example", "a@b.example"),
+    ("a@localhost", "a@localhost"),
+    ("O'Brien+tag=x@Sub.Example.ORG", "O'Brien+tag=x@Sub.Example.ORG"),
+    ('"a b"@e.f', '"a b"@e.f'),
+    ('"a\\"b"@e.f', '"a\\"b"@e.f'),
+    ('"a@b"@e.f', '"a@b"@e.f'),
+    ("d%x@e.f", "d%x@e.f"),
+    ("a!b@c", "a!b@c"),
+    ("x" * 64 + "@y.z", "x" * 64 + "@y.z"),
+    ("a@bücher.example", "a@xn--bcher-kva.example"),
+    ("a@BÜCHER.example", "a@xn--bcher-kva.example"),
+    ("jörg@bücher.example", "jörg@xn--bcher-kva.example"),
+    ("a@" + "b" * 63 + ".c", "a@" + "b" * 63 + ".c"),
+]
+
+REJECTED = [
+    ("", "empty"),
+    ("d@e.f>\r\nRCPT TO:<x@y>", "control character"),
+    ("a@b\r\n X: y", "control character"),
+    ("d@e.f> SIZE=1", "domain is not a name"),
+    ("d@e.f\x00", "control character"),
+    ("@h1:d@e.f", "source route"),
+    ('"a\r\nb"@e.f', "control character"),
+    ("a@b@c", "more than one '@'"),
+    ("a@", "no domain"),
+    ("@b", "no local part"),
+    ("postmaster", "no '@'"),
+    ("d@[127.0.0.1]", "literals are not allowed"),
+    ("x" * 65 + "@y.z", "longer than 64"),
+    ("ä" * 33 + "@y.z", "longer than 64"),
+    ("a@" + ".".join(["b" * 51] * 5)[:256], "longer than 255"),
+    ("a@" + "b" * 64 + ".c", "longer than 63"),
+    ("alice@x)bob@y", "more than one '@'"),
+    ("a b@c", "local part"),
+    ("a..b@c", "local part"),
+    (".a@c", "local part"),
+    ("a@-b.c", "domain is not a name"),
+    ("a@b..c", "domain is not a name"),
+    ("a@b.c.", "domain is not a name"),
+    ("a@b_c.d", "domain is not a name"),
+    ("<a@b>", "local part"),
+    ('"a"b@c', "followed by '@'"),
+    ("a\u200bb@c", "invisible"),
+    ("a\u202eb@c", "invisible"),
+    ("a\udcffb@c", "invisible"),
+    ("a@\u2028", "IDNA"),
+    (b"a\xff@b", "UTF-8"),
+    ("a@" + "ü" * 3000, "longer than 255"),
+]
+
+
+@pytest.mark.parametrize(("text", "wire"), ACCEPTED)
+def test_a_mailbox_is_written_as_it_came_but_for_a_labels(text: str, wire: str) -> None:
+    assert str(parse_mailbox(text)) == wire
+    assert str(parse_mailbox(text.encode())) == wire
+
+
+@pytest.mark.parametrize(("text", "reason"), REJECTED)
+def test_what_is_no_mailbox_is_refused_with_its_reason(text: str | bytes, reason: str) -> None:
+    with pytest.raises(AddressError, match=re.escape(reason)):
+        parse_mailbox(text)
+
+
+@pytest.mark.parametrize("text", ["d@[127.0.0.1]", "d@[IPv6:2001:db8::1]"])
+def test_literals_only_where_they_are_allowed(text: str) -> None:
+    assert str(parse_mailbox(text, allow_literal=True)) == text
+    with pytest.raises(AddressError):
+        parse_mailbox(text)
+
+
+@pytest.mark.parametrize("text", ["d@[127.0.0.1", "d@[300.0.0.1]", "d@[IPv6:fe80::1%eth0]", "d@[x]"])
+def test_a_literal_must_be_an_address(text: str) -> None:
+    with pytest.raises(AddressError, match="not an IP address"):
+        parse_mailbox(text, allow_literal=True)
+
+
+def test_only_a_non_ascii_local_part_needs_smtputf8() -> None:
+    assert parse_mailbox("jörg@b.c").needs_smtputf8
+    assert not parse_mailbox("jorg@bücher.example").needs_smtputf8
+
+
+def test_equal_mailboxes_share_a_key() -> None:
+    assert parse_mailbox("A@B.Example").key == parse_mailbox("A@b.eXample").key
+    assert parse_mailbox("a@b.example").key != parse_mailbox("A@b.example").key
+    assert parse_mailbox("a@BÜCHER.example").key == parse_mailbox("a@xn--bcher-kva.example").key
+
+
+ALPHABET = st.sampled_from(list('ab.@<>"\\ ()[]:;,\r\n\t\0-_%!ü\u200b1'))
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.one_of(st.text(ALPHABET, max_size=40), st.text(max_size=40)))
+def test_nothing_that_is_accepted_can_break_out_of_a_command(text: str) -> None:
+    try:
+        wire = str(parse_mailbox(text))
+    except AddressError:
+        return
+    assert not re.search(r"[\x00-\x1f\x7f]", wire)
+    bare = re.sub(r'^"(?:[^"\\]|\\.)*"', "", wire)
+    assert not re.search(r'[<>\s",:;()\[\]\\]', bare)
+    assert bare.count("@") == 1
+    assert str(parse_mailbox(wire)) == wire

@@ -10,7 +10,7 @@
 
 Age towards expiry grows with each counted attempt by the time since the last one, but by no more than twice the delay
 that was planned. So neither pauses of the accounts, nor the service standing still, nor a clock that jumps make a mail
-old (spool.md, "Age and expiry").
+old (spool.md, "Age and expiry"). Where mail goes only at scheduled runs, the next of them may be a day off.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from core.domain.outcome import Blame, Outcome, RecipientOutcome
 from core.domain.sidecar import Sidecar
 
 EXPIRY_MIN_ATTEMPTS = 5
+DAY_SECONDS = 86_400.0
 
 
 class Disposition(StrEnum):
@@ -94,7 +95,7 @@ def settle(
     after = _counted(after, directory, now)
     if unknown:
         after = replace(after, unknown=after.unknown + 1, possible_duplicate=True)
-        if directory.on_unknown is OnUnknown.HOLD or after.unknown >= directory.unknown_max:
+        if directory.on_unknown is OnUnknown.HOLD or after.unknown > directory.unknown_max:
             return Settlement(Disposition.HOLD, Outcome.UNKNOWN, replace(after, due_at=None), after.reason)
     if after.age_seconds > directory.expire_after_seconds and after.attempts >= EXPIRY_MIN_ATTEMPTS:
         reason = f"given up after {after.attempts} attempts; the last: {after.reason}"
@@ -139,6 +140,8 @@ def _counted(sidecar: Sidecar, directory: Directory, now: float) -> Sidecar:
     age = sidecar.age_seconds
     if sidecar.last_attempt_at is not None:
         planned = max((sidecar.due_at or 0) - sidecar.last_attempt_at, directory.retry_initial_seconds)
+        if directory.schedule is not None and not directory.watch:
+            planned = max(planned, DAY_SECONDS)
         age += min(max(now - sidecar.last_attempt_at, 0.0), 2 * planned)
     return replace(
         sidecar,

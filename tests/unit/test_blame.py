@@ -107,7 +107,8 @@ OUTLOOK_THREADS = reply(
 )
 OUTLOOK_QUOTA = reply(
     "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException; Failed to process message due to a "
-    "permanent exception with message The message can't be submitted because the sender's submission quota was exceeded."
+    "permanent exception with message The message can't be submitted because the sender's submission quota was "
+    "exceeded."
 )
 OUTLOOK_DAILY_RECIPIENTS = reply(
     "550 5.1.90 Your message can't be sent because you've reached your daily limit for message recipients"

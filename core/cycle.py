@@ -218,6 +218,8 @@ class Cycle:
 
     async def _work_off(self, report: Report, ended: Callable[[], bool]) -> None:
         run = _Run(report)
+        for name, task in self._working.items():
+            run.follow(name, task)  # what an event brought just before belongs to it
         seen: set[bytes] | None = set() if self.problems or self.writing else None
         async for name in _threaded(self.spool.scan(), self._scan_batch):
             if ended():

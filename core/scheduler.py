@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
@@ -47,6 +48,7 @@ class Scheduler:
         self._woken: dict[str, asyncio.Task[None]] = {}
         self._busy: set[str] = set()
         self._again: set[str] = set()
+        self._ran: Counter[str] = Counter()
         # a run that is still going when its next is due is no fault: the interval is only a safety net
         logging.getLogger("apscheduler.scheduler").setLevel(logging.ERROR)
         logging.getLogger("apscheduler.executors.default").setLevel(logging.ERROR)
@@ -92,6 +94,10 @@ class Scheduler:
         except JobLookupError:
             return  # it was disabled
 
+    def runs(self, name: str) -> int:
+        """How many runs of the directory have ended."""
+        return self._ran[name]
+
     def next_run_at(self, name: str) -> float | None:
         """Seconds since the epoch; None where there is no job."""
         job = self._scheduler.get_job(name)
@@ -116,6 +122,7 @@ class Scheduler:
             run = self._runs.get(name)
             if run is not None:
                 await run()
+                self._ran[name] += 1
         finally:
             self._busy.discard(name)
             if name in self._again:

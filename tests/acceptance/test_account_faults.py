@@ -1,0 +1,179 @@
+"""What is the account's fault keeps every mail, says why everywhere, and ends with a correction."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+from core.domain.account import Account, AuthMethod, Security
+from tests.support.relay import SIMPLE, Bench, account, mail, running, until
+from tests.support.smtp_server import Late, Script, SmtpServer, certificate
+
+
+async def _kept(bench: Bench, code: str, count: int = 3) -> dict[str, Any]:
+    """All mail waits, no attempt was counted, and every place names the cause; gives the account."""
+    assert bench.names() == [f"{n}.eml" for n in range(count)]
+    queued = (await bench.get("/queue/messages"))["items"]
+    assert [(m["state"], m["waiting_for"], m["attempts"]) for m in queued] == [("waiting", "account_paused", 0)] * count
+    shown: dict[str, Any] = await bench.get("/accounts/main")
+    assert (shown["pause"]["by"], shown["pause"]["code"]) == ("service", code)
+    assert shown["pause"]["remedy"]
+    (reason,) = (await bench.get("/queue/reasons"))["items"]
+    assert (reason["account"], reason["blame"], reason["messages"]) == ("main", "account", count)
+    assert code in reason["text"]
+    assert reason["remedy"]
+    (alert,) = (await bench.get("/alerts"))["items"]
+    assert (alert["code"], alert["account"], alert["messages_affected"]) == (code, "main", count)
+    return shown
+
+
+async def _fill(bench: Bench, count: int = 3) -> None:
+    for number in range(count):
+        bench.drop(f"{number}.eml", mail(number))
+    result = await bench.drain()
+    assert result["sent"] == 0
+    (row,) = result["directories"]
+    assert row["remaining"] == count
+    assert sum(b["count"] for b in row["blocked"] if b["reason"] == "account_paused") == count
+
+
+async def test_a_wrong_password_pauses_the_account_after_one_try_and_a_right_one_sends_all(
+    tmp_path: Path, caplog: Any
+) -> None:
+    server = SmtpServer(credentials={"shop": "right"}, mechanisms=["PLAIN"], require_auth=True)
+    async with server:
+        wrong = account(server, auth=AuthMethod.AUTO, username="shop", password="wrong")
+        async with running(tmp_path, [wrong]) as bench:
+            await _fill(bench)
+            shown = await _kept(bench, "login_refused")
+            assert shown["pause"]["until"] is None
+            await bench.drain()
+            assert len(server.logins) == 1, "a refused login must not be tried again by itself"
+            answer = await bench.http.patch("/accounts/main", json={"password": "right"})
+            assert answer.status_code == 200, answer.text
+            await until(lambda: len(server.messages) == 3 and not bench.names(), "delivery")
+            assert (await bench.get("/accounts/main"))["pause"] is None
+            assert (await bench.get("/alerts"))["items"] == []
+
+
+async def test_a_dead_host_pauses_for_a_while_and_mail_goes_when_it_is_back(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as placeholder:
+        port = placeholder.getsockname()[1]
+    dead = Account("main", "127.0.0.1", port, security=Security.NONE, auth=AuthMethod.NONE)
+    async with running(tmp_path, [dead]) as bench:
+        await _fill(bench)
+        shown = await _kept(bench, "connect_failed")
+        assert shown["pause"]["until"] is not None
+        async with SmtpServer(port=port) as server:
+            answer = await bench.http.post("/accounts/main/resume")
+            assert answer.status_code == 200, answer.text
+            await until(lambda: len(server.messages) == 3 and not bench.names(), "delivery")
+
+
+async def test_an_untrusted_certificate_sends_nothing_until_its_authority_is_given(tmp_path: Path) -> None:
+    authority, context = certificate("localhost", "127.0.0.1")
+    ca_file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca_file))
+    async with SmtpServer(context=context) as server:
+        unknown = account(server, host="localhost", security=Security.STARTTLS)
+        async with running(tmp_path, [unknown]) as bench:
+            await _fill(bench)
+            await _kept(bench, "certificate_untrusted")
+            assert not any(c.startswith("MAIL") for c in server.commands)
+            answer = await bench.http.patch("/accounts/main", json={"tls_ca_file": str(ca_file)})
+            assert answer.status_code == 200, answer.text
+            await until(lambda: len(server.messages) == 3 and not bench.names(), "delivery")
+
+
+async def test_the_next_account_takes_over(tmp_path: Path) -> None:
+    refusing = SmtpServer(Script(banner="554 5.7.1 go away"))
+    async with refusing, SmtpServer() as good:
+        accounts = [account(refusing, "first"), account(good, "second")]
+        async with running(tmp_path, accounts) as bench:
+            bench.drop("a.eml", SIMPLE)
+            result = await bench.drain()
+            assert result["sent"] == 1
+            assert len(good.messages) == 1
+            assert (await bench.get("/accounts/first"))["pause"]["code"] == "banner_refused"
+            assert (await bench.get("/accounts/second"))["pause"] is None
+
+
+async def test_a_sender_that_an_account_may_not_use_goes_through_the_next(tmp_path: Path) -> None:
+    denies = SmtpServer(Script(dot="550 5.7.60 SMTP; Client does not have permissions to send as this sender"))
+    async with denies, SmtpServer() as good:
+        async with running(tmp_path, [account(denies, "first"), account(good, "second")]) as bench:
+            bench.drop("a.eml", SIMPLE)
+            assert (await bench.drain())["sent"] == 1
+            assert len(good.messages) == 1
+            assert (await bench.get("/accounts/first"))["pause"] is None
+
+
+async def test_a_quota_pauses_the_account_and_counts_no_attempt(tmp_path: Path) -> None:
+    text = "554 5.2.0 STOREDRV.Submission.Exception:SubmissionQuotaExceededException; Failed"
+    async with SmtpServer(Script(dot=text)) as server, running(tmp_path, [account(server)]) as bench:
+        bench.drop("a.eml", SIMPLE)
+        result = await bench.drain()
+        assert (result["failed"], result["deferred"]) == (0, 0)
+        (queued,) = (await bench.get("/queue/messages"))["items"]
+        assert (queued["state"], queued["attempts"], queued["waiting_for"]) == ("waiting", 0, "quota")
+
+
+async def test_an_operators_pause_holds_through_faults_edits_and_restarts(tmp_path: Path) -> None:
+    async with SmtpServer() as server:
+        async with running(tmp_path, [account(server)]) as bench:
+            answer = await bench.http.post("/accounts/main/pause", json={"reason": "maintenance"})
+            assert answer.status_code == 200, answer.text
+            bench.drop("a.eml", SIMPLE)
+            await bench.http.patch("/accounts/main", json={"max_connections": 2})
+            await bench.drain()
+            assert server.messages == []
+        async with running(tmp_path, [account(server)]) as bench:
+            pause = (await bench.get("/accounts/main"))["pause"]
+            assert (pause["by"], pause["reason"]) == ("operator", "maintenance")
+            await bench.drain()
+            assert server.messages == []
+            await bench.http.post("/accounts/main/resume")
+            await until(lambda: len(server.messages) == 1, "delivery")
+
+
+async def test_resuming_tries_one_message_first(tmp_path: Path) -> None:
+    script = Script()
+    async with SmtpServer(script) as server, running(tmp_path, [account(server, max_connections=4)]) as bench:
+        await bench.http.post("/accounts/main/pause", json={"reason": "look"})
+        for number in range(20):
+            bench.drop(f"{number}.eml", mail(number))
+        script.mail["*"] = "421 4.3.2 closing"
+        await bench.http.post("/accounts/main/resume")
+        await until(lambda: any(c.startswith("MAIL") for c in server.commands), "a try")
+        await bench.drain()
+        assert sum(c.startswith("MAIL") for c in server.commands) == 1
+
+
+async def test_pausing_a_directory_or_the_whole_relay_stops_claims_and_resuming_goes_on(tmp_path: Path) -> None:
+    async with SmtpServer() as server, running(tmp_path, [account(server)], watch=True) as bench:
+        for what in ("/directories/pickup", ""):
+            server.messages.clear()
+            answer = await bench.http.post(f"{what}/pause", json={"reason": "look"})
+            assert answer.status_code == 200, answer.text
+            bench.drop("a.eml", SIMPLE)
+            result = await bench.drain()
+            assert result["directories"][0]["skipped"] == "paused"
+            (queued,) = (await bench.get("/queue/messages"))["items"]
+            assert queued["waiting_for"] == "directory_paused"
+            assert server.messages == []
+            await bench.http.post(f"{what}/resume")
+            await until(lambda: len(server.messages) == 1 and not bench.names(), "delivery")
+
+
+async def test_settings_changed_in_mid_send_leave_what_is_in_flight_alone(tmp_path: Path) -> None:
+    async with SmtpServer(Script(dot=Late(0.3, "250 2.0.0 taken"))) as server, SmtpServer() as other:
+        async with running(tmp_path, [account(server)], watch=True) as bench:
+            bench.drop("a.eml", SIMPLE)
+            await until(lambda: "DATA" in server.commands, "the transaction")
+            answer = await bench.http.patch("/accounts/main", json={"port": other.port})
+            assert answer.status_code == 200, answer.text
+            await until(lambda: not bench.names(), "the end of what was in flight")
+            bench.drop("b.eml", SIMPLE)
+            await until(lambda: other.messages and not bench.names(), "delivery")
+            assert (len(server.messages), len(other.messages)) == (1, 1)

@@ -1,0 +1,162 @@
+"""A whole relay in a test: real directories, real SQLite, real SMTP, the HTTP interface in process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from api.app import create_app
+from core.domain.account import Account, AuthMethod, Directory, Security
+from core.domain.clock import Clock
+from core.runtime.relay import Relay
+from core.settings import Settings
+from core.store import accounts, directories
+from tests.support.smtp_server import SmtpServer
+
+PATIENCE_SECONDS = 10.0  # for the kernel, threads and sockets; a test that needs it all has failed
+
+SIMPLE = b"From: shop@example.com\r\nTo: jo@example.org\r\nSubject: Invoice\r\n\r\nHello\r\n"
+
+
+def mail(number: int, *, to: str = "jo@example.org", body: bytes = b"Hello\r\n") -> bytes:
+    """A mail that can be told from others by its Message-ID."""
+    return (
+        f"From: shop@example.com\r\nTo: {to}\r\nSubject: {number}\r\nMessage-ID: <{number}@test>\r\n\r\n".encode()
+        + body
+    )
+
+
+def account(server: SmtpServer, name: str = "main", **changes: Any) -> Account:
+    """An account at a test server."""
+    base = Account(name, "127.0.0.1", server.port, security=Security.NONE, auth=AuthMethod.NONE)
+    return replace(base, **changes)
+
+
+@dataclass
+class Bench:
+    """A running relay and the ways in."""
+
+    relay: Relay
+    http: httpx.AsyncClient
+    root: Path
+    settings: Settings
+    paths: dict[str, Path] = field(default_factory=dict)
+
+    def drop(self, name: str, data: bytes, directory: str = "pickup") -> Path:
+        """Write as .NET does: under the final name, closed at the end."""
+        path = self.paths[directory] / name
+        path.write_bytes(data)
+        return path
+
+    def names(self, directory: str = "pickup") -> list[str]:
+        """What lies in the directory; not our own folder."""
+        return sorted(n for n in os.listdir(self.paths[directory]) if n != ".mpu")
+
+    async def drain(self, **body: Any) -> dict[str, Any]:
+        """POST /drain, and its answer."""
+        answer = await self.http.post("/drain", json=body)
+        assert answer.status_code == 200, answer.text
+        result: dict[str, Any] = answer.json()
+        return result
+
+    async def get(self, path: str, **query: Any) -> Any:
+        """A GET that must succeed."""
+        answer = await self.http.get(path, params=query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    async def history(self, **query: Any) -> dict[str, str]:
+        """Recipient -> status."""
+        return {row["recipient"]: row["status"] for row in (await self.get("/history", **query))["items"]}
+
+
+async def until(condition: Callable[[], Any], what: str = "the condition") -> None:
+    """Wait for the kernel, a thread or a socket to make it true."""
+    deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, f"{what} did not come true"
+        await asyncio.sleep(0.002)
+
+
+def settings_for(root: Path, **changes: Any) -> Settings:
+    """Of a relay whose data and pickup directories lie under `root`."""
+    values: dict[str, Any] = {
+        "data_dir": root / "data",
+        "pickup_roots": (root / "spool",),
+        "api_key": "test-key-" + "0" * 40,
+        "allowed_smtp_ports": (0,),
+        "grace_seconds": 5,
+    }
+    return Settings(**{**values, **changes})
+
+
+@asynccontextmanager
+async def running(
+    root: Path,
+    account_values: Sequence[Account] = (),
+    *,
+    pickups: Sequence[Directory] | None = None,
+    clock: Clock | None = None,
+    watch: bool = False,
+    **changes: Any,
+) -> AsyncIterator[Bench]:
+    """A relay with these accounts and, unless given, one directory `pickup` that sends through all of them.
+
+    Without `watch` mail goes when the test drains.
+    """
+    settings = settings_for(root, **changes)
+    (root / "spool").mkdir(exist_ok=True)
+    if pickups is None:
+        names = tuple(a.name for a in account_values)
+        pickups = [Directory("pickup", str(root / "spool" / "pickup"), names, watch=watch)]
+    relay = Relay(settings, clock=clock)
+    app = create_app(settings, relay)
+    app.state.relay = relay
+    headers = {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"} if settings.api_key else {}
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://relay", headers=headers) as http:
+        await relay.start()
+        try:
+            bench = Bench(relay, http, root, settings)
+            for value in account_values:
+                await add_account(relay, value)
+            for pickup in pickups:
+                await add_directory(relay, pickup)
+                bench.paths[pickup.name] = Path(pickup.path)
+            yield bench
+        finally:
+            await relay.stop()
+
+
+async def add_account(relay: Relay, value: Account) -> None:
+    """Save it, without the rules of the API (ports of tests)."""
+    now = relay.clock.now()
+    known = {record.account.name for record in await relay.store.read(lambda s: accounts.load(s, relay.store.secrets))}
+    if value.name in known:
+        await relay.store.write(
+            lambda s: accounts.change(s, relay.store.secrets, value, now=now, password=value.password)
+        )
+    else:
+        await relay.store.write(lambda s: accounts.create(s, relay.store.secrets, value, now=now))
+    await relay.apply_account(value.name)
+
+
+async def add_directory(relay: Relay, value: Directory) -> None:
+    """Save it, and make its folder."""
+    Path(value.path).mkdir(parents=True, exist_ok=True)
+    now = relay.clock.now()
+    known = {record.directory.name for record in await relay.store.read(directories.load)}
+    write = directories.change if value.name in known else directories.create
+    await relay.store.write(lambda s: write(s, value, now=now))
+    await relay.apply_directory(value.name)
+    inlet = relay.inlets.get(value.name)
+    if value.enabled and value.schedule is None:
+        await until(lambda: relay.scheduler.runs(value.name) > 0, "the first run")
+        await inlet.cycle.ready()

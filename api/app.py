@@ -64,7 +64,6 @@ def create_app(settings: Settings, relay: RelayFacade | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        root_path=settings.root_path,
         lifespan=lifespan,
         redirect_slashes=False,
         swagger_ui_oauth2_redirect_url=None,

@@ -118,8 +118,7 @@ def operation(
     for status in (503, 507):
         if status in responses:
             responses[status]["headers"] = {"Retry-After": _header("Seconds to wait.", "integer")}
-    for status, answer in (answers or {}).items():
-        responses[status] = answer
+    responses |= dict[int | str, dict[str, Any]](answers or {})
     extra: dict[str, Any] = {OPEN: True} if scope is None else {SCOPE: str(scope)}
     if page:
         extra[PAGE] = True

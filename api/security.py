@@ -8,7 +8,6 @@ since a browser can show them then. Scopes: read < operate < admin; submit stand
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
@@ -85,7 +84,7 @@ def presented_key(header: str, *, basic: bool = False) -> str | None:
     if basic and kind.lower() == "basic":
         try:
             _, _, password = base64.b64decode(rest, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
+        except ValueError:
             return None
         return password or None
     return None

@@ -80,7 +80,7 @@ async def create_account(
         "Try an account that isn't saved",
         text="Connects, sets TLS up, logs in and says NOOP; each step with time, cause and remedy. The answer is 200 "
         "whatever it found; `ok` says it.",
-        mail="Nothing is saved or sent.",
+        mail="No mail is sent and nothing is saved.",
         body=True,
     ),
 )

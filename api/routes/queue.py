@@ -72,7 +72,7 @@ async def list_queued_messages(
     **operation("list_queue_reasons", Scope.READ, "Why mail waits", text="Most messages first; each with its remedy."),
 )
 async def list_queue_reasons(relay: Relay) -> ReasonsPublic:
-    return ReasonsPublic(items=[ReasonPublic.model_validate(row) for row in await relay.queue.reasons()])
+    return ReasonsPublic(items=[ReasonPublic.model_validate(row) for row in await relay.reasons.list()])
 
 
 async def _bulk(

@@ -55,7 +55,7 @@ async def create_key(
         body.name, [Scope(scope) for scope in body.scopes], body.directories, body.expires_at, actor
     )
     response.headers["Location"] = location(request, f"/keys/{made.key.id}")
-    return NewKeyPublic(**KeyPublic.model_validate(made.key).model_dump(mode="python"), key=made.secret)
+    return NewKeyPublic(**dict(KeyPublic.model_validate(made.key)), key=made.secret)
 
 
 @router.delete(

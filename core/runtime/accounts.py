@@ -238,8 +238,8 @@ class Accounts:
             changed = record.version != before.version
             if changed:
                 what = difference(_shown(before), _shown(record))
-                if record.password_changed_at != before.password_changed_at and "password" not in what:
-                    what["password"] = [MASK, MASK]
+                if _other_password(before, password):
+                    what["password"] = [MASK if before.password_set else None, None if password is None else MASK]
                 self._audit.within(session, actor, "account.update", account.name, what)
             return self._view(session, record)
 
@@ -372,6 +372,10 @@ def _require_password_again(before: Account, after: Account) -> None:
     if moved:
         detail = f"a new {' and '.join(moved)} needs the password again (null removes it)"
         raise InvalidSettings([FieldError("/password", "password_needed", detail)])
+
+
+def _other_password(before: AccountRecord, wanted: str | Password | None) -> bool:
+    return not isinstance(wanted, Password) and (before.password_lost or wanted != before.account.password)
 
 
 def _shown(record: AccountRecord) -> dict[str, Any]:

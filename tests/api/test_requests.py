@@ -1,0 +1,124 @@
+"""What every request is asked and every answer says: bodies, kinds, limits, headers, wrong paths."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from structlog.testing import capture_logs
+
+from core.settings import Settings
+from tests.api.fakes import FakeRelay
+from tests.api.test_accounts import pointers
+
+JSON = {"Content-Type": "application/json"}
+BODY = b'{"name": "office", "host": "smtp.example.org"}'
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "application/json", "application/json; charset=utf-8", "application/x-www-form-urlencoded"]
+)
+async def test_json_as_curl_sends_it(admin: httpx.AsyncClient, kind: str | None) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    answer = await admin.post("/accounts", content=BODY, headers=headers)
+    assert answer.status_code == 201, answer.text
+
+
+async def test_other_kinds_are_refused(admin: httpx.AsyncClient) -> None:
+    answer = await admin.post("/accounts", content=BODY, headers={"Content-Type": "text/xml"})
+    assert (answer.status_code, answer.json()["type"]) == (415, "urn:mpu:problem:unsupported_media_type")
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"{", 422),
+        (b"", 422),
+        (b"null", 422),
+        (b"[]", 422),
+        (b'"x"', 422),
+        (b"{'name': 1}", 422),
+        (b'{"name": "\xff"}', 400),
+        (b"[" * 30_000, 400),
+        (b'{"name": "\\ud800", "host": "h"}', 422),
+        (b'{"\\ud800": 1, "name": "a", "host": "h"}', 422),
+        (b'{"name": "a", "host": "h", "port": 1' + b"0" * 4000 + b"}", 422),
+        (b'{"name": "a", "host": "h", "port": 1' + b"0" * 5000 + b"}", 400),
+        (b'{"name": "a", "host": "h", "port": NaN}', 422),
+        (b'{"name": "a", "host": "h", "port": -Infinity}', 422),
+    ],
+)
+async def test_bodies_that_are_none(admin: httpx.AsyncClient, content: bytes, status: int) -> None:
+    answer = await admin.post("/accounts", content=content, headers=JSON)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+async def test_broken_json_says_where(admin: httpx.AsyncClient) -> None:
+    answer = await admin.post("/accounts", content=b'{"name": }', headers=JSON)
+    assert pointers(answer) == {"": "malformed_json"}
+    assert "character 9" in answer.json()["errors"][0]["detail"]
+
+
+async def test_large_bodies_are_refused(admin: httpx.AsyncClient, settings: Settings) -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        while True:
+            yield b" " * 10_000
+
+    size = settings.max_request_bytes
+    fits = b'{"name": "office", "host": "smtp.example.org"' + b" " * (size - len(BODY)) + b"}"
+    assert len(fits) == size
+    assert (await admin.post("/accounts", content=fits, headers=JSON)).status_code == 201
+    for content in (fits + b" ", endless()):
+        answer = await admin.post("/accounts", content=content, headers=JSON)
+        assert (answer.status_code, answer.json()["type"]) == (413, "urn:mpu:problem:too_large")
+        assert "MPU_MAX_REQUEST_BYTES" in answer.text
+
+
+async def test_wrong_paths_and_methods(admin: httpx.AsyncClient) -> None:
+    nothing = await admin.get("/nothing/here")
+    assert (nothing.status_code, nothing.json()["type"]) == (404, "urn:mpu:problem:no_such_path")
+    assert "/docs" in nothing.json()["remedy"]
+    assert (await admin.get("/")).status_code == 404
+    wrong = await admin.put("/queue", json={})
+    assert (wrong.status_code, wrong.json()["type"]) == (405, "urn:mpu:problem:method_not_allowed")
+    assert wrong.headers["allow"] == "GET"
+    assert (await admin.get("/accounts/")).status_code == 404
+    assert list(pointers(await admin.get("/accounts/NO"))) == ["path/name"]
+
+
+async def test_answers_tell_browsers_to_be_careful(admin: httpx.AsyncClient, nobody: httpx.AsyncClient) -> None:
+    for answer in (await admin.get("/accounts"), await nobody.get("/accounts"), await admin.get("/nothing")):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+
+
+async def test_an_unexpected_error_shows_nothing(
+    app: FastAPI, admin: httpx.AsyncClient, relay: FakeRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken() -> None:
+        raise ZeroDivisionError("the secret is planted")
+
+    monkeypatch.setattr(relay.queue, "counts", broken)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    client = httpx.AsyncClient(transport=transport, base_url="http://mpu.test", headers=admin.headers)
+    with capture_logs() as logs:
+        async with client:
+            answer = await client.get("/queue")
+    assert (answer.status_code, answer.json()["type"]) == (500, "urn:mpu:problem:internal")
+    assert "planted" not in answer.text
+    assert [entry["event"] for entry in logs] == ["request_crashed"]
+
+
+async def test_locations_go_by_the_proxys_prefix(app: FastAPI, admin: httpx.AsyncClient) -> None:
+    transport = httpx.ASGITransport(app, root_path="/mpu")
+    async with httpx.AsyncClient(transport=transport, base_url="http://mpu.test", headers=admin.headers) as client:
+        answer = await client.post("/mpu/accounts", content=BODY, headers=JSON)
+        assert answer.headers["location"] == "/mpu/accounts/office"
+        assert (await client.get("/mpu/accounts/office")).status_code == 200
+        assert (await client.post("/mpu/messages?directory=pickup", content=b"x")).status_code == 202
+        assert (await client.get("/mpu/docs/swagger-ui.css")).status_code == 200

@@ -54,12 +54,13 @@ class Circuit:
     failures: int = 0
     next_trial_at: float | None = None  # of a refused login
     trial: bool = False
+    due: bool = False  # the wait is over by the monotonic clock, whatever the wall clock says
 
     def blocked(self, now: float) -> Pause | None:
         """The pause that keeps a message from going now; None: it may go (perhaps as the one on trial)."""
         if self.trial:
             return self.pause or TRIAL
-        if self.pause is None:
+        if self.pause is None or self.due:
             return None
         opens = self.opens_at
         return None if opens is not None and now >= opens else self.pause
@@ -72,6 +73,10 @@ class Circuit:
         if self.pause.until is not None:
             return self.pause.until
         return self.next_trial_at if self.pause.by is PausedBy.SERVICE else None
+
+    def waited(self) -> Circuit:
+        """The time until `opens_at` has passed: a clock that was set back since keeps no account waiting."""
+        return replace(self, due=True) if self.pause is not None else self
 
     def begin_trial(self) -> Circuit:
         """A message goes through although the pause isn't lifted yet."""
@@ -86,11 +91,14 @@ class Circuit:
         return Circuit()
 
     def failed(self, fault: AccountFault, *, now: float, chance: float) -> Circuit:
-        """Open, longer each time. An operator's pause stays the operator's."""
-        if self.pause is not None and self.pause.by is PausedBy.OPERATOR:
-            return self.end_trial()
+        """Open, longer each time. An operator's pause stays the operator's while it is in force."""
+        present = self.pause
+        if present is not None and present.by is PausedBy.OPERATOR:
+            if present.in_force(now):
+                return self.end_trial()
+            present = None
         failures, until, trial_at = self.failures + 1, None, None
-        trials = self.pause.trials if self.pause is not None else 0
+        trials = present.trials if present is not None else 0
         if fault.pause_seconds is not None:
             seconds = fault.pause_seconds
             if fault.passing:
@@ -100,7 +108,7 @@ class Circuit:
         else:
             trials += 1
             trial_at = now + LOGIN_TRIAL_SECONDS if trials <= LOGIN_TRIALS_MAX else None
-        since = self.pause.since if self.pause is not None else now
+        since = present.since if present is not None else now
         pause = Pause(PausedBy.SERVICE, fault.code, fault.detail, since, until, fault.remedy, trials)
         return Circuit(pause, failures=failures, next_trial_at=trial_at)
 

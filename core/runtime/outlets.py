@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
 from core.domain.account import Account, Directory
+from core.domain.blame import TENANT_BLOCKED
 from core.domain.circuit import Circuit, Pause, PausedBy
 from core.domain.clock import Clock
 from core.domain.outcome import AccountFault
@@ -98,11 +99,18 @@ class Outlets:
         self._on_open(name)
 
     def failed(self, fault: AccountFault) -> None:
-        """Pause the account: its fault, for as long as the fault says."""
+        """Pause the account, or all of its tenant: their fault, for as long as the fault says."""
         outlet = self._outlets.get(fault.account)
         if outlet is None:
             return
         outlet.faults += 1
+        self._open(outlet, fault)
+        if fault.code == TENANT_BLOCKED:
+            for name, other in self._outlets.items():
+                if other is not outlet and _tenant(other.account) == _tenant(outlet.account):
+                    self._open(other, replace(fault, account=name))
+
+    def _open(self, outlet: _Outlet, fault: AccountFault) -> None:
         circuit = outlet.circuit
         if circuit.pause is not None and not circuit.trial and circuit.blocked(self._clock.now()):
             return  # others in flight say the same; only a trial makes it longer
@@ -133,7 +141,7 @@ class Outlets:
         return sorted(self._outlets)
 
     def set(self, account: Account, pause: Pause | None = None) -> None:
-        """Add or replace an account; replaced ones keep their pause unless `pause` says otherwise.
+        """Add or replace an account. `pause`: of a new one; others keep theirs, and an edit ends the service's.
 
         Without a difference nothing happens: no reconnect.
         """
@@ -164,7 +172,8 @@ class Outlets:
 
     def pause_of(self, name: str) -> Pause | None:
         """As people are shown it."""
-        return self._get(name).circuit.pause
+        pause = self._get(name).circuit.pause
+        return None if pause is not None and self._over(pause) else pause
 
     def faults_of(self, name: str) -> int:
         """How often it was to blame since the start."""
@@ -226,10 +235,31 @@ class Outlets:
             outlet.timer = asyncio.get_running_loop().call_later(delay, self._opened, name)
 
     def _opened(self, name: str) -> None:
-        if name in self._outlets:
-            self._on_open(name)
+        outlet = self._outlets.get(name)
+        if outlet is None:
+            return
+        outlet.timer = None
+        pause = outlet.circuit.pause
+        if pause is None or pause.by is PausedBy.SERVICE:
+            outlet.circuit = outlet.circuit.waited()
+        elif self._over(pause):
+            self._change(name, outlet, outlet.circuit.resumed())
+        else:
+            self._arm(name, outlet)  # the wall clock, which an operator's `until` is about, was set back
+            return
+        self._on_open(name)
+
+    def _over(self, pause: Pause) -> bool:
+        """Whether it is an operator's whose `until` has come."""
+        return pause.by is PausedBy.OPERATOR and not pause.in_force(self._clock.now())
 
     def _close(self, transport: Transport) -> None:
         task = asyncio.get_running_loop().create_task(transport.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def _tenant(account: Account) -> tuple[str, str]:
+    """Accounts that a provider counts together: those of one domain at one host, an account without a domain alone."""
+    _, at, domain = (account.username or account.from_address or "").rpartition("@")
+    return account.host.lower(), domain.lower() if at else f"{account.name}@"

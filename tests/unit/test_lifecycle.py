@@ -118,7 +118,7 @@ def test_recipients_of_earlier_claims_stay_decided() -> None:
     settlement = decide(None, None, SENT, before=before)
     assert (settlement.disposition, settlement.status, settlement.reason) == (BADMAIL, Outcome.FAILED, "b was refused")
     assert settlement.sidecar is not None
-    assert (settlement.sidecar.accepted, settlement.sidecar.failed) == ({A, C}, {B})
+    assert (settlement.sidecar.accepted, settlement.sidecar.failed) == (frozenset({A, C}), frozenset({B}))
 
 
 def test_nothing_takes_an_acceptance_back() -> None:
@@ -179,7 +179,7 @@ def test_a_mail_is_given_up_after_five_days_and_not_before() -> None:
     assert (end.disposition, end.status, end.expired) == (BADMAIL, Outcome.FAILED, (A,))
     assert end.reason == f"given up after {len(times)} attempts; the last: {A}: 450 4.2.1 too quickly (rcpt)"
     assert end.sidecar is not None
-    assert (end.sidecar.failed, end.sidecar.due_at, end.sidecar.reason) == ({A}, None, end.reason)
+    assert (end.sidecar.failed, end.sidecar.due_at, end.sidecar.reason) == (frozenset({A}), None, end.reason)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_an_unknown_outcome_can_be_held_at_once() -> None:
     settlement = decide(UNKNOWN, SENT, directory=replace(DIRECTORY, on_unknown=OnUnknown.HOLD))
     assert (settlement.disposition, settlement.status) == (HOLD, Outcome.UNKNOWN)
     assert settlement.sidecar is not None
-    assert (settlement.sidecar.accepted, settlement.sidecar.due_at) == ({B}, None)
+    assert (settlement.sidecar.accepted, settlement.sidecar.due_at) == (frozenset({B}), None)
 
 
 def test_a_mail_that_may_be_a_duplicate_stays_marked() -> None:

@@ -1,0 +1,416 @@
+"""The accounts at work: who is paused, who goes on trial, who is woken, what is written down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from core.domain.account import Account, Directory
+from core.domain.circuit import Pause, PausedBy
+from core.domain.outcome import AccountFault
+from core.domain.reply import Phase
+from core.domain.routing import Refusal, Route
+from core.errors import NotFound
+from core.runtime.outlets import Outlets
+from core.transport.base import Turn
+from tests.support.clock import ManualClock
+
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
+OUT = Account("out", "smtp.example.com")
+SPARE = Account("spare", "smtp.example.net")
+DIRECTORY = Directory("in", "/in", ("out", "spare"))
+NOBODY: frozenset[str] = frozenset()
+REFUSED = AccountFault("out", Phase.AUTH, "login_refused", "535 no", "Check the password.", None, passing=False)
+PASSING = AccountFault("out", Phase.CONNECT, "connect_failed", "refused", "Check the host.", MINUTE, passing=True)
+TENANT = AccountFault("out", Phase.DOT, "tenant_blocked", "550 5.7.233", "Ask its administrator.", None, passing=False)
+
+
+@dataclass(eq=False)
+class FakeTransport:
+    account: Account
+    closed: bool = False
+    aborted: bool = False
+
+    async def turn(self) -> Turn:
+        raise AssertionError("nothing is sent here")
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+@dataclass(eq=False)
+class FakeTimer:
+    at: float
+    run: Callable[[], None]
+    cancelled: bool = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+@dataclass
+class Bench:
+    """The outlets with everything around them: a clock that is moved, timers that run when it is."""
+
+    clock: ManualClock = field(default_factory=ManualClock)
+    made: list[FakeTransport] = field(default_factory=list)
+    written: list[tuple[str, Pause | None]] = field(default_factory=list)
+    woken: list[str] = field(default_factory=list)
+    timers: list[FakeTimer] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.outlets = Outlets(
+            clock=self.clock,
+            chance=lambda: 0.5,
+            make_transport=self._make,
+            remember=lambda name, pause: self.written.append((name, pause)),
+            on_open=self.woken.append,
+        )
+
+    def _make(self, account: Account) -> FakeTransport:
+        transport = FakeTransport(account)
+        self.made.append(transport)
+        return transport
+
+    def call_later(self, delay: float, callback: Callable[..., None], *args: Any) -> FakeTimer:
+        timer = FakeTimer(self.clock.monotonic() + delay, lambda: callback(*args))
+        self.timers.append(timer)
+        return timer
+
+    def elapse(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        due = [t for t in self.timers if not t.cancelled and t.at <= self.clock.monotonic()]
+        for timer in due:
+            self.timers.remove(timer)
+            timer.run()
+
+    def may_send(self, *tried: str) -> str | None:
+        return self.outlets.route(DIRECTORY, frozenset(tried)).account
+
+    def on_trial(self, act: Callable[[], None], name: str = "out") -> None:
+        """A message sets out, the act happens, it ends."""
+        self.outlets.begin(name)
+        act()
+        self.outlets.ended(name)
+
+
+@pytest.fixture
+async def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
+    bench = Bench()
+    monkeypatch.setattr(asyncio.get_running_loop(), "call_later", bench.call_later)
+    bench.outlets.set(OUT)
+    bench.outlets.set(SPARE)
+    return bench
+
+
+# --- routes ----------------------------------------------------------------------------------------------------------
+
+
+async def test_mail_goes_through_the_first_account(bench: Bench) -> None:
+    assert bench.outlets.route(DIRECTORY, NOBODY) == Route("out")
+
+
+async def test_mail_goes_through_the_next_account_while_the_first_is_paused(bench: Bench) -> None:
+    bench.outlets.failed(PASSING)
+    until = bench.clock.now() + MINUTE
+    assert bench.outlets.route(DIRECTORY, NOBODY) == Route("spare", (Refusal("out", "account_paused", until),))
+
+
+async def test_disabled_removed_and_tried_accounts_are_not_taken(bench: Bench) -> None:
+    bench.outlets.set(replace(OUT, enabled=False))
+    assert bench.outlets.route(DIRECTORY, NOBODY) == Route("spare", (Refusal("out", "disabled"),))
+    bench.outlets.remove("out")
+    assert bench.outlets.route(DIRECTORY, NOBODY) == Route("spare", (Refusal("out", "unknown"),))
+    assert bench.may_send("spare") is None
+
+
+async def test_a_directory_without_accounts_has_no_way_out(bench: Bench) -> None:
+    assert bench.outlets.route(Directory("in", "/in"), NOBODY) == Route(None)
+
+
+# --- faults and trials -----------------------------------------------------------------------------------------------
+
+
+async def test_a_fault_pauses_at_once_and_is_written_down(bench: Bench) -> None:
+    now = bench.clock.now()
+    bench.outlets.failed(PASSING)
+    pause = Pause(PausedBy.SERVICE, "connect_failed", "refused", now, now + MINUTE, "Check the host.")
+    assert bench.outlets.pause_of("out") == pause
+    assert bench.written == [("out", pause)]
+    assert bench.outlets.faults_of("out") == 1
+
+
+async def test_the_same_fault_of_others_in_flight_makes_the_pause_no_longer(bench: Bench) -> None:
+    bench.outlets.failed(PASSING)
+    pause = bench.outlets.pause_of("out")
+    for _ in range(4):
+        bench.outlets.failed(PASSING)
+    assert bench.outlets.pause_of("out") == pause
+    assert len(bench.written) == 1
+    assert bench.outlets.faults_of("out") == 5
+
+
+async def test_directories_are_woken_when_the_pause_is_over_and_not_before(bench: Bench) -> None:
+    bench.outlets.failed(PASSING)
+    bench.elapse(MINUTE - 0.5)
+    assert (bench.woken, bench.may_send()) == ([], "spare")
+    bench.elapse(0.6)
+    assert (bench.woken, bench.may_send()) == (["out"], "out")
+
+
+async def test_one_message_goes_on_trial_alone(bench: Bench) -> None:
+    bench.outlets.failed(PASSING)
+    bench.elapse(MINUTE + 1)
+    bench.outlets.begin("out")
+    assert bench.may_send() == "spare"
+    bench.woken.clear()
+    bench.outlets.worked("out")
+    assert (bench.may_send(), bench.woken) == ("out", ["out"])
+    assert bench.outlets.pause_of("out") is None
+    assert bench.written[-1] == ("out", None)
+    bench.woken.clear()
+    bench.outlets.ended("out")
+    bench.outlets.begin("out")
+    assert (bench.may_send(), bench.woken) == ("out", [])  # all together again
+
+
+async def test_a_failed_trial_doubles_the_pause(bench: Bench) -> None:
+    bench.outlets.failed(PASSING)
+    for seconds in (120, 240, 480, 960, 1920, 3600, 3600):
+        bench.elapse(HOUR + 1)
+        bench.on_trial(lambda: bench.outlets.failed(PASSING))
+        pause = bench.outlets.pause_of("out")
+        assert pause is not None
+        assert pause.until == bench.clock.now() + seconds
+        assert bench.may_send() == "spare"
+
+
+async def test_a_trial_that_told_nothing_is_followed_by_another(bench: Bench) -> None:
+    bench.outlets.failed(PASSING)
+    bench.elapse(MINUTE + 1)
+    bench.woken.clear()
+    bench.on_trial(lambda: None)
+    assert (bench.may_send(), bench.woken) == ("out", ["out"])
+
+
+async def test_a_message_that_was_in_flight_does_not_lift_the_pause(bench: Bench) -> None:
+    bench.outlets.begin("out")
+    bench.outlets.failed(PASSING)
+    bench.outlets.worked("out")
+    assert bench.may_send() == "spare"
+
+
+async def test_a_refused_login_is_tried_once_an_hour_five_times(bench: Bench) -> None:
+    bench.outlets.failed(REFUSED)
+    logins = 1
+    for _ in range(30 * 4):
+        bench.elapse(HOUR / 4)
+        if bench.may_send() == "out":
+            logins += 1
+            bench.on_trial(lambda: bench.outlets.failed(REFUSED))
+    assert logins == 6
+    assert bench.may_send() == "spare"
+
+
+async def test_a_clock_set_back_keeps_no_account_waiting(bench: Bench) -> None:
+    bench.outlets.failed(PASSING)
+    bench.clock.jump(-DAY)
+    bench.elapse(MINUTE + 1)
+    assert (bench.woken, bench.may_send()) == (["out"], "out")
+    bench.on_trial(lambda: bench.outlets.failed(PASSING))
+    assert bench.may_send() == "spare"
+
+
+async def test_a_tenants_fault_pauses_all_accounts_of_its_domain(bench: Bench) -> None:
+    host = "smtp.office365.com"
+    for name, user in [("a", "a@x.example"), ("b", "b@X.example"), ("c", "c@y.example"), ("d", None), ("e", None)]:
+        bench.outlets.set(Account(name, host, username=user))
+    bench.outlets.set(Account("f", host, from_address="f@x.example"))
+    bench.outlets.set(Account("g", "smtp.example.com", username="g@x.example"))
+    bench.outlets.failed(replace(TENANT, account="a"))
+    assert [n for n in bench.outlets.names if bench.outlets.pause_of(n) is not None] == ["a", "b", "f"]
+    assert sorted(name for name, _ in bench.written) == ["a", "b", "f"]
+    assert [bench.outlets.faults_of(n) for n in ("a", "b")] == [1, 0]
+
+
+async def test_a_tenants_fault_of_an_account_without_a_domain_is_its_own(bench: Bench) -> None:
+    bench.outlets.set(Account("other", OUT.host))
+    bench.outlets.failed(TENANT)
+    assert [n for n in bench.outlets.names if bench.outlets.pause_of(n) is not None] == ["out"]
+
+
+@pytest.mark.parametrize("fault", [PASSING, REFUSED])
+async def test_other_faults_pause_one_account(bench: Bench, fault: AccountFault) -> None:
+    bench.outlets.set(Account("one", "h", username="a@x.example"))
+    bench.outlets.set(Account("two", "h", username="b@x.example"))
+    bench.outlets.failed(replace(fault, account="one"))
+    assert bench.outlets.pause_of("two") is None
+
+
+async def test_news_of_an_account_that_is_gone_is_no_error(bench: Bench) -> None:
+    bench.outlets.remove("out")
+    bench.outlets.failed(PASSING)
+    bench.outlets.worked("out")
+    bench.outlets.ended("out")
+    assert bench.written == []
+
+
+# --- operators -------------------------------------------------------------------------------------------------------
+
+
+async def test_an_operators_pause_holds_until_resumed(bench: Bench) -> None:
+    now = bench.clock.now()
+    pause = bench.outlets.pause("out", "maintenance", None)
+    assert pause == Pause(PausedBy.OPERATOR, "operator", "maintenance", now, None, "Resume it when you are done.")
+    bench.elapse(365 * DAY)
+    assert (bench.may_send(), bench.woken) == ("spare", [])
+    bench.outlets.resume("out")
+    assert (bench.may_send(), bench.woken) == ("out", ["out"])
+    assert bench.written == [("out", pause), ("out", None)]
+    bench.outlets.begin("out")
+    assert bench.may_send() == "spare"  # one message first
+
+
+async def test_pausing_twice_is_written_once(bench: Bench) -> None:
+    first = bench.outlets.pause("out", "maintenance", None)
+    bench.elapse(5)
+    assert bench.outlets.pause("out", "maintenance", None) == first
+    assert len(bench.written) == 1
+
+
+async def test_resuming_what_runs_does_nothing(bench: Bench) -> None:
+    bench.outlets.resume("out")
+    assert (bench.woken, bench.written) == ([], [])
+
+
+async def test_an_operators_pause_ends_by_its_until_alone(bench: Bench) -> None:
+    bench.outlets.pause("out", "tonight", bench.clock.now() + HOUR)
+    bench.elapse(HOUR + 1)
+    assert bench.outlets.pause_of("out") is None
+    assert (bench.may_send(), bench.woken) == ("out", ["out"])
+    assert bench.written[-1] == ("out", None)
+
+
+async def test_an_operators_until_is_a_time_of_the_wall_clock(bench: Bench) -> None:
+    bench.outlets.pause("out", "tonight", bench.clock.now() + HOUR)
+    bench.clock.jump(-HOUR)
+    bench.elapse(HOUR + 1)
+    assert (bench.may_send(), bench.woken) == ("spare", [])
+    assert bench.outlets.pause_of("out") is not None
+    bench.elapse(HOUR)
+    assert (bench.may_send(), bench.woken) == ("out", ["out"])
+
+
+async def test_a_pause_that_is_over_is_not_shown_although_no_timer_ran(bench: Bench) -> None:
+    bench.outlets.pause("out", "tonight", bench.clock.now() + HOUR)
+    bench.clock.jump(2 * HOUR)
+    assert bench.outlets.pause_of("out") is None
+    assert bench.may_send() == "out"
+
+
+async def test_a_login_refused_after_an_operators_until_is_not_hammered(bench: Bench) -> None:
+    bench.outlets.pause("out", "tonight", bench.clock.now() + HOUR)
+    bench.clock.jump(2 * HOUR)
+    bench.on_trial(lambda: bench.outlets.failed(REFUSED))
+    assert bench.may_send() == "spare"
+    pause = bench.outlets.pause_of("out")
+    assert pause is not None
+    assert pause.code == "login_refused"
+
+
+async def test_what_is_in_flight_does_not_touch_an_operators_pause(bench: Bench) -> None:
+    bench.outlets.begin("out")
+    pause = bench.outlets.pause("out", "maintenance", None)
+    bench.outlets.failed(REFUSED)
+    bench.outlets.worked("out")
+    bench.outlets.ended("out")
+    assert bench.outlets.pause_of("out") == pause
+    assert bench.may_send() == "spare"
+
+
+# --- settings --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_same_settings_again_do_not_reconnect(bench: Bench) -> None:
+    bench.outlets.failed(REFUSED)
+    bench.outlets.set(replace(OUT))
+    assert [t.account.name for t in bench.made] == ["out", "spare"]
+    assert bench.outlets.pause_of("out") is not None
+
+
+async def test_an_edit_connects_anew_and_lets_the_old_connections_finish(bench: Bench) -> None:
+    old = bench.outlets.transport("out")
+    edited = replace(OUT, password="new")
+    bench.outlets.set(edited)
+    assert bench.outlets.account("out") == edited
+    assert bench.outlets.transport("out") is bench.made[-1] is not old
+    await bench.outlets.close()
+    assert all(t.closed for t in bench.made)
+
+
+async def test_an_edit_lifts_the_services_pause_and_tries_one_message(bench: Bench) -> None:
+    bench.outlets.failed(REFUSED)
+    bench.outlets.set(replace(OUT, password="new"))
+    assert (bench.outlets.pause_of("out"), bench.may_send(), bench.woken) == (None, "out", ["out"])
+    assert bench.written[-1] == ("out", None)
+    bench.outlets.begin("out")
+    assert bench.may_send() == "spare"
+
+
+async def test_an_edit_leaves_an_operators_pause(bench: Bench) -> None:
+    pause = bench.outlets.pause("out", "maintenance", None)
+    bench.outlets.set(replace(OUT, password="new"))
+    assert bench.outlets.pause_of("out") == pause
+
+
+async def test_a_stored_pause_holds_after_a_restart(bench: Bench) -> None:
+    now = bench.clock.now()
+    pause = Pause(PausedBy.SERVICE, "quota_exceeded", "full", now - HOUR / 2, now + HOUR / 2)
+    bench.outlets.remove("out")
+    bench.outlets.set(OUT, pause)
+    assert (bench.may_send(), bench.outlets.pause_of("out"), bench.written) == ("spare", pause, [])
+    bench.elapse(HOUR / 2 + 1)
+    assert (bench.may_send(), bench.woken) == ("out", ["out"])
+
+
+async def test_an_operators_pause_that_ended_while_the_service_was_down_is_lifted(bench: Bench) -> None:
+    now = bench.clock.now()
+    bench.outlets.remove("out")
+    bench.outlets.set(OUT, Pause(PausedBy.OPERATOR, "operator", "tonight", now - DAY, now - HOUR))
+    assert (bench.may_send(), bench.outlets.pause_of("out")) == ("out", None)
+    bench.elapse(1)
+    assert bench.written == [("out", None)]
+
+
+async def test_a_removed_account_wakes_nobody(bench: Bench) -> None:
+    bench.outlets.failed(PASSING)
+    bench.outlets.remove("out")
+    bench.elapse(HOUR)
+    assert bench.woken == []
+    assert all(timer.cancelled for timer in bench.timers)
+
+
+@pytest.mark.parametrize("ask", ["account", "transport", "begin", "pause_of", "faults_of", "resume"])
+async def test_an_account_that_is_not_there_is_not_found(bench: Bench, ask: str) -> None:
+    with pytest.raises(NotFound):
+        getattr(bench.outlets, ask)("nobody")
+
+
+async def test_abort_cuts_every_connection(bench: Bench) -> None:
+    bench.outlets.abort()
+    assert [t.aborted for t in bench.made] == [True, True]
+
+
+async def test_close_ends_politely_and_leaves_nothing(bench: Bench) -> None:
+    bench.outlets.failed(PASSING)
+    await bench.outlets.close()
+    assert bench.outlets.names == []
+    assert [t.closed for t in bench.made] == [True, True]
+    assert all(timer.cancelled for timer in bench.timers)

@@ -14,6 +14,7 @@ import logging
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any, Literal, TextIO
@@ -35,15 +36,19 @@ def configure_logs(
     log_format: Literal["auto", "json", "console"] = "auto",
     log_level: str = "info",
     stream: TextIO | None = None,
+    final: bool = False,
 ) -> None:
-    """Set structlog and the standard library's logging up. May be called again; the last call counts."""
+    """Set structlog and the standard library's logging up. May be called again; the last call counts.
+
+    `final`: it won't be, so loggers may keep what they find at their first use, which is faster.
+    """
     out = stream if stream is not None else sys.stderr
     console = log_format == "console" or (log_format == "auto" and out.isatty())
     level = getattr(logging, log_level.upper())
     before: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        stamp,
         structlog.processors.format_exc_info,
         redact,
     ]
@@ -52,7 +57,7 @@ def configure_logs(
         processors=[*before, render],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=_Lines(out),
-        cache_logger_on_first_use=False,
+        cache_logger_on_first_use=final,
     )
     handler = _StandardLibrary(out, [*before, render])
     root = logging.getLogger()
@@ -62,8 +67,17 @@ def configure_logs(
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    # a line a request is noise beside the relay's own events; alembic and apscheduler tell of every step
-    for name in ("uvicorn.access", "alembic", "apscheduler", "mail.log", "httpx", "httpcore", "asyncio"):
+    # a line a request or step is noise beside the relay's own events
+    for name in (
+        "uvicorn.access",
+        "uvicorn.error",
+        "alembic",
+        "apscheduler",
+        "mail.log",
+        "httpx",
+        "httpcore",
+        "asyncio",
+    ):
         logging.getLogger(name).setLevel(max(level, logging.WARNING) if level > logging.DEBUG else level)
 
 
@@ -72,6 +86,33 @@ def bind_message(message_id: str, directory: str) -> Iterator[None]:
     """Everything logged in this task while the block lasts names the message and its directory."""
     with structlog.contextvars.bound_contextvars(message=message_id, directory=directory):
         yield
+
+
+_second = (0, "")  # the last second seen, and its text
+
+
+def stamp(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Add the time: RFC 3339, UTC, microseconds."""
+    global _second  # a race between threads only costs the work again
+    now = time.time_ns() // 1000
+    whole, part = divmod(now, 1_000_000)
+    second = _second
+    if second[0] != whole:
+        second = _second = (whole, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)))
+    event["timestamp"] = f"{second[1]}.{part:06d}Z"
+    return event
+
+
+_known_keys: dict[str, bool] = {}  # key -> whether it names a secret; the same few keys come again and again
+
+
+def _is_secret(key: str) -> bool:
+    known = _known_keys.get(key)
+    if known is None:
+        known = _SECRET_KEY.search(key) is not None
+        if len(_known_keys) < 1000:
+            _known_keys[key] = known
+    return known
 
 
 def redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -85,12 +126,12 @@ def _safe(key: str, value: Any, depth: int) -> Any:
     kind = type(value)
     if kind is int or kind is float or kind is bool or value is None:
         return value
-    if _SECRET_KEY.search(key):
+    if _is_secret(key):
         return MASK
     if kind is str:
         if key != "exception" and len(value) > MAX_VALUE_CHARACTERS:
             value = value[:MAX_VALUE_CHARACTERS] + "…"
-        return _BEARER.sub(rf"\1 {MASK}", value) if "earer" in value or "asic" in value.lower() else value
+        return _BEARER.sub(rf"\1 {MASK}", value) if " " in value else value
     if depth >= MAX_DEPTH:
         return "…"
     if isinstance(value, Mapping):
@@ -102,11 +143,16 @@ def _safe(key: str, value: Any, depth: int) -> Any:
     return _safe(key, str(value), depth + 1)
 
 
+_encode = json.JSONEncoder(
+    separators=(",", ":"), default=str, check_circular=False
+).encode  # made once: it is slow to make
+
+
 def json_line(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     """One JSON object: time, level and event first."""
     ordered = {"time": event.pop("timestamp", None), "level": event.pop("level", None), "event": event.pop("event", "")}
     ordered.update(event)
-    return json.dumps(ordered, separators=(",", ":"), default=str)  # ASCII: control characters and surrogates escaped
+    return _encode(ordered)  # ASCII: control characters and surrogates escaped
 
 
 def escape(text: str) -> str:

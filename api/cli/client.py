@@ -100,7 +100,7 @@ class Client:
             raise Failed(EXIT_UNREACHABLE) from None
         if answer.is_success:
             return answer.json() if answer.content else None
-        _complain_of(answer)
+        complain_of(answer)
         raise Failed(EXIT_FAILED)
 
     def items(self, path: str, limit: int, **query: object) -> Iterator[dict[str, Any]]:
@@ -119,7 +119,7 @@ def _query_value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _complain_of(answer: httpx.Response) -> None:
+def complain_of(answer: httpx.Response) -> None:
     """Tell a problem (RFC 9457) in words."""
     try:
         problem = answer.json()

@@ -63,7 +63,7 @@ def show_json(value: object) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: Sequence[str] = ()) -> Table:
     """A plain table; None is an empty cell. Columns named in `right` are numbers."""
-    shown = Table(box=None, pad_edge=False, header_style="bold")
+    shown = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in columns:
         shown.add_column(
             column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in _WHOLE
@@ -81,6 +81,13 @@ def cell(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(cell, value))
     return escape(str(value))
+
+
+def reply_text(code: object, enhanced_code: str | None, text: str | None) -> str:
+    """A server's reply on one line; its text often begins with the enhanced code already."""
+    text = text or ""
+    shown = "" if enhanced_code and text.startswith(enhanced_code) else enhanced_code
+    return " ".join(str(part) for part in (code, shown, text) if part)
 
 
 def local_time(text: str | None) -> str:

@@ -12,7 +12,7 @@ import os
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +29,7 @@ from api.cli.output import (
     cell,
     complain,
     out,
+    reply_text,
     say,
     show_json,
     table,
@@ -38,10 +39,14 @@ from core.delivery import Delivered
 from core.domain.account import Account, Directory, DotStuffing, MessageFormat
 from core.domain.circuit import Pause, PausedBy
 from core.domain.outcome import Outcome
-from core.errors import DirectoryUnavailable, NotFound
+from core.errors import DirectoryUnavailable, NotFound, SecretKeyLost
 from core.logs import configure_logs
 from core.runtime.clock import SystemClock
+from core.runtime.instance import DataDirLock
 from core.runtime.process import Processed
+from core.settings import Settings
+from core.store import accounts as account_rows
+from core.store import directories as directory_rows
 from core.store.store import Store
 
 CLOCK = SystemClock()
@@ -55,6 +60,14 @@ class Job:
     accounts: Sequence[tuple[Account, Pause | None]]
     store: Store | None
     max_header_bytes: int = 16 << 20
+    lock: DataDirLock | None = None  # held while the store is open
+
+    def close(self) -> None:
+        """Commit what is queued and let go."""
+        if self.store is not None:
+            self.store.close()
+        if self.lock is not None:
+            self.lock.close()
 
 
 def process(
@@ -90,24 +103,26 @@ def process(
     if not os.path.isdir(path):
         complain(f"{directory} is no directory")
         raise typer.Exit(EXIT_USAGE)
-    configure_logs(log_level="error")
+    configure_logs(log_format="console", log_level="error")
     given = None if host is None else options.account_of(host, port, security, username, password_file, tls_ca_file)
     changes: dict[str, Any] = {"patterns": tuple(pattern) if pattern else None, "dot_stuffing": dot_stuffing}
     changes["format"] = MessageFormat.MAILDIR if maildir else None
     wanted = {name: value for name, value in changes.items() if value is not None}
     try:
         job = _job(path, wanted, account, given, data_dir, config, send=send)
-    except NotFound as error:
-        complain(error.detail, "mpu process DIR --host ... needs no saved account.")
+    except (NotFound, SecretKeyLost) as error:
+        complain(error.detail, error.remedy or "mpu process DIR --host ... needs no saved account.")
         raise typer.Exit(EXIT_ACCOUNT) from None
     try:
+        if send and not job.accounts:
+            complain(f"no account is known for {path}", "Name one: --account NAME, or --host and --username.")
+            raise typer.Exit(EXIT_ACCOUNT)
         code = _send(job, deferred_too=include_deferred, as_json=as_json) if send else _say(job, as_json=as_json)
     except DirectoryUnavailable as error:
         complain(error.detail, error.remedy)
         code = EXIT_USAGE
     finally:
-        if job.store is not None:
-            job.store.close()
+        job.close()
     raise typer.Exit(code)
 
 
@@ -125,40 +140,57 @@ def _job(
     if given is not None:
         return Job(replace(_unknown(path), accounts=(given.name,), **wanted), [(given, None)], None)
     settings = local_settings(data_dir, config, become_owner=False)
-    if account is None and not send and not settings.database_file.is_file():
-        return Job(replace(_unknown(path), **wanted), (), None, settings.max_header_bytes)
     if account is None and not settings.database_file.is_file():
-        raise typer.BadParameter("name the account: --account NAME, or --host and --username", param_hint="--send")
-    secret_key = settings.secret_key.get_secret_value() if settings.secret_key else None
-    store = Store.open(str(settings.data_dir), clock=CLOCK, create=False, secret_key=secret_key)
+        if send:
+            raise typer.BadParameter("name the account: --account NAME, or --host and --username", param_hint="--send")
+        return Job(replace(_unknown(path), **wanted), (), None, settings.max_header_bytes)
+    lock = DataDirLock(settings.data_dir)
+    store = _open_store(settings)
     try:
         known, accounts = _saved(store, path, account)
     except BaseException:
         store.close()
         raise
-    if send and not accounts:
+    return Job(replace(known, **wanted), accounts, store, settings.max_header_bytes, lock)
+
+
+def saved_directory(path: str, name: str | None, data_dir: Path | None, config: Path | None) -> Job:
+    """The directory of this path or name as the service's database has it, else one with the defaults.
+
+    The job's store is closed. Raises NotFound for a name that isn't there, RelayError.
+    """
+    settings = local_settings(data_dir, config, become_owner=False)
+    if name is None and not os.access(settings.database_file, os.R_OK | os.W_OK):
+        return Job(_unknown(path), (), None, settings.max_header_bytes)
+    store = _open_store(settings)
+    try:
+        if name is not None:
+            path = store.read_now(lambda session: directory_rows.get(session, name)).directory.path
+        directory, accounts = _saved(store, os.path.realpath(path), None, with_passwords=False)
+    finally:
         store.close()
-        raise NotFound("account for the directory", path)
-    return Job(replace(known, **wanted), accounts, store, settings.max_header_bytes)
+    return Job(directory, accounts, None, settings.max_header_bytes)
 
 
-def _saved(store: Store, path: str, account: str | None) -> tuple[Directory, list[tuple[Account, Pause | None]]]:
+def _open_store(settings: Settings) -> Store:
+    secret_key = settings.secret_key.get_secret_value() if settings.secret_key else None
+    return Store.open(str(settings.data_dir), clock=CLOCK, create=False, secret_key=secret_key)
+
+
+def _saved(
+    store: Store, path: str, account: str | None, *, with_passwords: bool = True
+) -> tuple[Directory, list[tuple[Account, Pause | None]]]:
     """What the service's database knows of the path, and the account or accounts. Raises NotFound, SecretKeyLost."""
-    from core.store import accounts as account_rows
-    from core.store import directories as directory_rows
-
     records = store.read_now(directory_rows.load)
     directory = next((r.directory for r in records if os.path.realpath(r.directory.path) == path), _unknown(path))
     if account is not None:
         directory = replace(directory, accounts=(account,))
-    elif store.secret_error is not None and directory.accounts:
-        raise store.secret_error
 
     def read(session: Session) -> list[account_rows.AccountRecord]:
         return [account_rows.get(session, store.secrets, name) for name in directory.accounts]
 
     saved = store.read_now(read)
-    if any(record.password_lost for record in saved) and store.secret_error is not None:
+    if with_passwords and any(record.password_lost for record in saved) and store.secret_error is not None:
         raise store.secret_error
     return directory, [(record.account, _operators(record.pause)) for record in saved]
 
@@ -271,8 +303,7 @@ def _tell(delivered: Delivered) -> None:
     word = "badmail" if delivered.outcome is Outcome.FAILED else str(delivered.outcome)
     say(f"{word:<9} {name}")
     for r in delivered.recipients:
-        reply = " ".join(str(part) for part in (r.code, r.enhanced_code, r.text) if part)
-        say(f"          {r.recipient}: {r.outcome} {reply}")
+        say(f"          {r.recipient}: {r.outcome} {reply_text(r.code, r.enhanced_code, r.text)}")
 
 
 def _sum_up(done: Processed) -> None:
@@ -294,11 +325,11 @@ def _sum_up(done: Processed) -> None:
 
 def _say(job: Job, *, as_json: bool) -> int:
     """What would be done, from a look at each file; nothing is opened for writing, made or locked."""
-    from api.cli.explain import explain_files, json_of
+    from api.cli.explain import explain_files
 
-    found = list(explain_files(job.directory, [account for account, _ in job.accounts]))
+    found = list(explain_files(job.directory, job.accounts, job.max_header_bytes))
     if as_json:
-        show_json({"messages": [json_of(explanation, name) for name, explanation in found]})
+        show_json({"messages": [{"file_name": name, **asdict(explanation)} for name, explanation in found]})
     elif found:
         rows = [
             (

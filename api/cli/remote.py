@@ -21,6 +21,7 @@ from api.cli.output import (
     err,
     local_time,
     out,
+    reply_text,
     say,
     show_json,
     size,
@@ -179,8 +180,8 @@ def _show_messages(items: list[dict[str, Any]], limit: int) -> None:
 
 
 def _why(item: dict[str, Any]) -> str:
-    reply = " ".join(str(item[name]) for name in ("code", "enhanced_code") if item[name])
     waits = (item["waiting_for"] or "").replace("_", " ")
+    reply = "" if str(item["code"]) in item["reason"] else reply_text(item["code"], item["enhanced_code"], "")
     return ": ".join(part for part in (waits, " ".join(filter(None, (reply, item["reason"])))) if part)
 
 
@@ -192,7 +193,7 @@ def _show_reasons(items: list[dict[str, Any]]) -> None:
             duration(item["oldest_seconds"]),
             item["blame"],
             item["account"],
-            " ".join(str(item[name]) for name in ("code", "enhanced_code", "text") if item[name]),
+            reply_text(item["code"], item["enhanced_code"], item["text"]),
             item["remedy"],
         )
         for item in items
@@ -241,7 +242,7 @@ def history(
             item["recipient"],
             item["subject"],
             item["account"],
-            " ".join(str(item[name]) for name in ("code", "enhanced_code", "text") if item[name]),
+            reply_text(item["code"], item["enhanced_code"], item["text"]),
         )
         for item in items
     ]

@@ -67,7 +67,7 @@ def serve(
         config=config,
     )
     settings = loaded.settings
-    configure_logs(log_format=settings.log_format, log_level=settings.log_level)
+    configure_logs(log_format=settings.log_format, log_level=settings.log_level, final=True)
     for variable in loaded.unknown_variables:
         log.warning("unknown variable", variable=variable, remedy="There is no such setting; is it misspelt?")
     try:

@@ -101,14 +101,15 @@ def test_a_traceback_cannot_pose_as_an_event(out: io.StringIO) -> None:
 
 def test_foreign_loggers_take_the_same_way(out: io.StringIO) -> None:
     configure_logs(log_format="json", stream=out)
-    logging.getLogger("uvicorn.error").info("Started %s", "server")
+    logging.getLogger("uvicorn.error").info("Started server process")
     logging.getLogger("uvicorn.access").info("GET / 200")
+    logging.getLogger("uvicorn.error").warning("Bad %s", "request")
     try:
         raise RuntimeError("x")
     except RuntimeError:
         logging.getLogger("uvicorn.error").exception("broke")
-    started, broke = events(out)
-    assert (started["event"], started["logger"], started["level"]) == ("Started server", "uvicorn.error", "info")
+    bad, broke = events(out)
+    assert (bad["event"], bad["logger"], bad["level"]) == ("Bad request", "uvicorn.error", "warning")
     assert "RuntimeError: x" in str(broke["exception"])
 
 

@@ -1,0 +1,71 @@
+"""An account given on the command line instead of by its name: options for the server, the password never as one.
+
+The password comes from MPU_SMTP_PASSWORD, from a file, or is asked for at a terminal: an option would be seen in the
+list of processes and in the shell's history.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from core.domain.account import Account, AuthMethod, Security
+
+TLS_PORTS = (465, 2465)  # RFC 8314: TLS from the first octet
+ACCOUNT_NAME = "command-line"
+
+Host = Annotated[str | None, typer.Option(envvar="MPU_SMTP_HOST", help="Mail server to send through.")]
+Port = Annotated[int, typer.Option(envvar="MPU_SMTP_PORT", min=1, max=65535, help="Its port.")]
+SecurityOption = Annotated[
+    Security | None,
+    typer.Option("--security", envvar="MPU_SMTP_SECURITY", help="Default: tls on port 465, else starttls."),
+]
+Username = Annotated[str | None, typer.Option(envvar="MPU_SMTP_USERNAME", help="Log in with it.")]
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option(help="File with the password; else MPU_SMTP_PASSWORD, else it is asked for.", dir_okay=False),
+]
+CaFile = Annotated[Path | None, typer.Option("--tls-ca-file", help="PEM file with the server's authority.")]
+
+
+def account_of(
+    host: str,
+    port: int,
+    security: Security | None,
+    username: str | None,
+    password_file: Path | None,
+    tls_ca_file: Path | None = None,
+    *,
+    name: str = ACCOUNT_NAME,
+) -> Account:
+    """The account that the options describe. Ends with a usage error where the password is missing."""
+    return Account(
+        name=name,
+        host=host,
+        port=port,
+        security=security or (Security.TLS if port in TLS_PORTS else Security.STARTTLS),
+        auth=AuthMethod.AUTO if username else AuthMethod.NONE,
+        username=username,
+        password=password_of(username, password_file) if username else None,
+        tls_ca_file=str(tls_ca_file.absolute()) if tls_ca_file else None,
+    )
+
+
+def password_of(username: str, password_file: Path | None) -> str:
+    if password_file is not None:
+        try:
+            return password_file.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "is no text"
+            raise typer.BadParameter(f"{password_file}: {reason}", param_hint="--password-file") from None
+    given = os.environ.get("MPU_SMTP_PASSWORD")
+    if given:
+        return given
+    if not sys.stdin.isatty():
+        detail = "there is no password: set MPU_SMTP_PASSWORD or --password-file"
+        raise typer.BadParameter(detail, param_hint="--username")
+    return str(typer.prompt(f"Password of {username}", hide_input=True, err=True))

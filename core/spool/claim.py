@@ -137,7 +137,13 @@ def claim_error(place: Place, error: OSError) -> RelayError:
         return StorageFull(f"{place.settings.path}: {error.strerror}", remedy="make room on the file system")
     if error.errno == errno.EIO:
         return StorageBroken(f"{place.settings.path}: {error.strerror}", remedy="check the file system")
-    remedy = "the service needs write and execute rights on the directory" if error.errno in kernel.NO_RIGHT else ""
+    remedy = ""
+    if error.errno in kernel.NO_RIGHT:
+        remedy = "the service needs write and execute rights on the directory"
+        if not place.features.rename_noreplace:  # fs.protected_hardlinks
+            remedy += (
+                ", and, since this file system can't rename without overwriting, mode 0660 on files of other users"
+            )
     return DirectoryUnavailable(f"{place.settings.path}: can't rename: {error.strerror}", remedy=remedy)
 
 

@@ -56,6 +56,9 @@ __all__ = [
 ]
 
 
+_PENDING_LIMIT = 100  # each keeps a descriptor
+
+
 class DirectorySpool:
     """One pickup directory."""
 
@@ -120,9 +123,14 @@ class DirectorySpool:
 
     @property
     def claims_allowed(self) -> bool:
-        """False after an append to the log failed: until one works again (no space), or for good (EIO)."""
+        """False after an append failed: until one works again (no space), or for good (EIO).
+
+        And while disposals wait for room, or many for anything else: see `retry_pending`.
+        """
         place = self._place
-        return place is not None and not place.pending and place.log.usable
+        if place is None or place.short_of_space or len(place.pending) >= _PENDING_LIMIT:
+            return False
+        return place.log.usable
 
     def recover(self) -> Iterator[Recovered]:
         """Take over what dead owners left. Before the first claim: it compares waiting names with their logs too."""

@@ -164,12 +164,16 @@ class _Group:
     def _answer(self, answer: Disposed) -> None:
         number = answer.disposal.claim.number
         self.place.pending.pop(number, None)
+        self.place.short_of_space.discard(number)
         self.answers[number] = answer
 
     def _fail(self, disposal: Disposal, error: OSError) -> None:
         """Keep it: locked, and its outcome in the log."""
         claim = disposal.claim
-        remedy = "make room on the file system" if error.errno in kernel.NO_SPACE else ""
+        remedy = ""
+        if error.errno in kernel.NO_SPACE:
+            remedy = "make room on the file system"
+            self.place.short_of_space.add(claim.number)
         if error.errno in kernel.NO_RIGHT:
             remedy = describe(os.fstat(claim.fd)).remedy if claim.fd >= 0 else ""
             remedy = f"give the service's user write rights on the directory; {remedy}"

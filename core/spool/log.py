@@ -15,7 +15,6 @@ goes before its B; what keeps an old one is copied forward. Room for the outcome
 from __future__ import annotations
 
 import errno
-import json
 import os
 import secrets
 import struct
@@ -26,6 +25,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
+from json.encoder import encode_basestring_ascii as _quote
 from typing import TYPE_CHECKING
 
 from core.domain.clock import Clock
@@ -46,7 +46,15 @@ _PROBE_SECONDS = 1.0
 _LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})
 MAX_RECORD = 64 << 20
 
-_encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
+
+def _row(outcome: RecipientOutcome) -> str:
+    """JSON by hand: this is written for every message."""
+    code, enhanced_code, blame = outcome.code, outcome.enhanced_code, outcome.blame
+    return (
+        f'[{_quote(outcome.recipient)},"{outcome.outcome.value}","{outcome.phase.value}",'
+        f"{'null' if blame is None else _quote(blame.value)},{'null' if code is None else int(code)},"
+        f"{'null' if enhanced_code is None else _quote(enhanced_code)},{_quote(outcome.text)}]"
+    )
 
 
 @dataclass(slots=True)
@@ -77,7 +85,7 @@ class OutcomeLog:
         self._offset = 0
         self._end = 0
         self._reserved = 0
-        self._number = 0
+        self._numbers = count(1)
         self._sequence = count()  # makes each record unlike any other, so that copies can be told
         self._open: dict[int, _Kept] = {}
         self._error: RelayError | None = None
@@ -107,9 +115,7 @@ class OutcomeLog:
 
     def next_number(self) -> int:
         """The number of a new claim."""
-        with self._lock:
-            self._number += 1
-            return self._number
+        return next(self._numbers)
 
     def begin(self, claim: Claim, recipients: Sequence[str]) -> None:
         """Before the final dot leaves. Raises StorageFull, StorageBroken."""
@@ -118,8 +124,7 @@ class OutcomeLog:
 
     def outcome(self, claim: Claim, outcomes: Sequence[RecipientOutcome]) -> None:
         """As soon as the reply was read. Raises StorageFull, StorageBroken."""
-        rows = [(o.recipient, o.outcome, o.phase, o.blame, o.code, o.enhanced_code, o.text) for o in outcomes]
-        body = self._mark(b"O", claim) + _encode_json(rows).encode("ascii")
+        body = self._mark(b"O", claim) + ("[" + ",".join(map(_row, outcomes)) + "]").encode("ascii")
         self._append(body, claim.number, room=-_ROOM_PER_RECIPIENT * len(outcomes))
 
     def disposed(self, numbers: Iterable[int]) -> None:
@@ -140,41 +145,41 @@ class OutcomeLog:
     def _mark(self, kind: bytes, claim: Claim) -> bytes:
         opened = claim.opened
         identity = opened.identity
-        return (
-            MARK.pack(
-                kind,
-                claim.number,
-                next(self._sequence),
-                self._clock.now(),
-                identity.mtime_ns,
-                identity.size,
-                opened.inode,
-                len(identity.name),
-                len(opened.file_name),
-            )
-            + identity.name
-            + opened.file_name
+        name, file_name = identity.name, opened.file_name
+        mark = MARK.pack(
+            kind,
+            claim.number,
+            next(self._sequence),
+            self._clock.now(),
+            identity.mtime_ns,
+            identity.size,
+            opened.inode,
+            len(name),
+            len(file_name),
         )
+        return mark + name + file_name
 
     def _append(self, body: bytes, number: int, *, room: int) -> None:
         with self._lock:
-            segment = self._write(body, room=max(room, 0))
+            self._write(body, room=max(0, room))
             kept = self._open.get(number)
             if kept is None:
-                kept = self._open[number] = _Kept(segment)
+                kept = self._open[number] = _Kept(self._segments[-1][0])
             kept.records.append(body)
-            change = max(room, -kept.room)
+            change = max(-kept.room, room)
             kept.room += change
             self._reserved += change
 
-    def _write(self, body: bytes, *, room: int = 0) -> int:
-        """One record; the number of its segment. `room` is left free behind it, and what is reserved."""
-        if isinstance(self._error, StorageBroken):
-            raise self._error
+    def _write(self, body: bytes, *, room: int = 0) -> None:
+        """One record. `room` is left free behind it, and what is reserved."""
         record = FRAME.pack(len(body), crc32(body)) + body
-        reserved = self._reserved if body[:1] in (b"B", b"N") else 0  # outcomes are what it is reserved for
+        needed = len(record) + room
+        if body[:1] in b"BN":  # outcomes are what the rest is reserved for
+            needed += self._reserved
+        if self._error is not None and isinstance(self._error, StorageBroken):
+            raise self._error
         try:
-            if self._offset + len(record) + room + reserved > self._end:
+            if self._offset + needed > self._end:
                 self._rotate(len(record) + room + self._reserved)
             self._put(record)
         except OSError as error:
@@ -183,7 +188,6 @@ class OutcomeLog:
             self._probe_at = self._clock.monotonic() + _PROBE_SECONDS
             raise self._error from None
         self._error = None
-        return self._segments[-1][0]
 
     def _put(self, record: bytes) -> None:
         fd = self._segments[-1][1]

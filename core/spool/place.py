@@ -57,6 +57,7 @@ class Place:
     claimed: dict[bytes, Claim] = field(default_factory=dict)  # in flight, by the name before the claim
     stuck: dict[MessageIdentity, str] = field(default_factory=dict)  # sent, and can't be removed: why
     pending: dict[int, Disposal] = field(default_factory=dict)  # by number of claim
+    short_of_space: set[int] = field(default_factory=set)  # those of them that wait for room
     seen: dict[bytes, Seen] = field(default_factory=dict)
     locked_names: set[bytes] = field(default_factory=set)  # `.lck` of others, from scans
     dead_logs: dict[str, OwnerLog] = field(default_factory=dict)

@@ -28,6 +28,8 @@ TEMPORARY = b"tmp-"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _MAX_OCTETS = 64 << 20  # an accepted set of 10,000 recipients is under 4 MiB
 _TICK_NS = 50_000_000  # changes within one tick of the kernel's clock may bear the same time
+_FEW = 1_000
+_REFRESH_SECONDS = 0.1
 _FIELDS = {f.name: f for f in dataclasses.fields(Sidecar)}
 _SETS = frozenset({"accepted", "failed"})
 
@@ -105,6 +107,7 @@ class Sidecars:
         self._by_hash: dict[str, Record] = {}
         self._by_name: dict[bytes, Record] = {}
         self._by_key: dict[tuple[bytes, int, int], Record] = {}
+        self._refreshed_at = 0.0  # monotonic seconds
         self._fresh_ns = -1  # the time of .mpu/ that the index is known to be as new as
 
     def __len__(self) -> int:
@@ -114,6 +117,7 @@ class Sidecars:
 
     def refresh(self) -> None:
         """Read what others wrote since the last time."""
+        self._refreshed_at = time.monotonic()
         changed = os.fstat(self._fd).st_mtime_ns
         if changed == self._fresh_ns:
             return
@@ -139,7 +143,12 @@ class Sidecars:
 
     def stale(self) -> bool:
         """Whether another process may have written one that the index doesn't have."""
-        return os.fstat(self._fd).st_mtime_ns != self._fresh_ns
+        if os.fstat(self._fd).st_mtime_ns == self._fresh_ns:
+            return False
+        if len(self._by_hash) < _FEW and time.monotonic() - self._refreshed_at > _REFRESH_SECONDS:
+            self.refresh()  # cheaper than a look for each message
+            return os.fstat(self._fd).st_mtime_ns != self._fresh_ns
+        return True
 
     def due_at(self, file_name: bytes) -> float | None:
         """Due time of the message that had this name, without any look at the disk."""

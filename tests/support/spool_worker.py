@@ -1,11 +1,13 @@
 """A process that works on a directory, for tests with several and with kill -9. Run with -m.
 
-work PATH SINK SECONDS   claim, "send" (append a line to SINK, as a server would note it), delete; until idle
+work PATH SINK SECONDS [OFF [GID UID]]   OFF: features, by comma; GID UID: become that user
+                         claim, "send" (append a line to SINK, as a server would note it), delete; until idle
 write PATH COUNT MODE    slow writers: CreateNew under the final name, in pieces; MODE plain, flock or mmap
 """
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import mmap
 import os
@@ -103,6 +105,12 @@ def write(path: str, count: int, mode: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "work":
+        if len(sys.argv) > 6:  # everything is imported by now: another user need not be able to read it
+            codecs.lookup("ascii")
+            os.umask(0o007)
+            os.setgroups([])
+            os.setgid(int(sys.argv[6]))
+            os.setuid(int(sys.argv[7]))
         off = dict.fromkeys(filter(None, sys.argv[5].split(",")), False) if len(sys.argv) > 5 else {}
         work(sys.argv[2], sys.argv[3], float(sys.argv[4]), Features(**off))
     else:

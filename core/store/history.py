@@ -5,8 +5,9 @@ the newest row of that moment and the last row shown. Rows that came later aren'
 meanwhile it shows the row that stood then; so each appears exactly once. (An hour after it was superseded a row goes;
 a list that takes longer may miss a recipient that changed.)
 
-Each query is driven by one index, the one that narrows most by its nature; SQLite has no statistics to choose by, and
-would choose differently from day to day.
+Each query is driven by one index: of those that fit, the one with the fewest rows, counted as far as it takes to tell.
+SQLite would have to guess, and walk millions of rows for a few. What stays slow is a filter of several fields of which
+each has very many rows and all together few: seconds with millions of rows.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
@@ -29,6 +30,7 @@ from core.store.record import address_key
 from core.store.tables import ActRow, AttemptRow, MessageRow, RecipientRow
 
 LIMIT = 500  # rows a page at most
+_COUNTED = 2000  # rows of an index, to see which has fewest; a walk of so many takes a few milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,54 +161,71 @@ def page(session: Session, where: HistoryFilter, *, limit: int = 50, cursor: str
         before = newest + 1
     else:
         newest, before = cursors.decode(cursor, 2)
-    statement, values = _query(where, newest, before, limit + 1)
-    rows = connection.exec_driver_sql(statement, values).fetchall()
+    tests = _tests(where, newest, before)
+    if where.internet_message_id is not None:
+        index = "INDEXED BY ix_recipient_message_address"
+    else:
+        index = _index(connection, tests)
+    text, values = _where(tests)
+    # all parts of the text are ours; values are bound
+    statement = f"{_COLUMNS} {index} JOIN message m ON m.id = r.message WHERE {text} ORDER BY r.id DESC LIMIT ?"
+    rows = connection.exec_driver_sql(statement, (*values, limit + 1)).fetchall()
     more = len(rows) > limit
     rows = rows[:limit]
     return HistoryPage(tuple(map(_row, rows)), cursors.encode(newest, rows[-1][0]) if more else None)
 
 
-def _query(where: HistoryFilter, newest: int, before: int, limit: int) -> tuple[str, tuple[Any, ...]]:
-    tests: list[str] = []
-    values: list[Any] = []
+class _Test(NamedTuple):
+    """A condition, its values, and the index that finds what meets it."""
 
-    def add(test: str, *value: Any) -> None:
-        tests.append(test)
-        values.extend(value)
+    text: str
+    values: tuple[Any, ...]
+    driver: str | None = None
 
-    drivers: list[str] = []  # indexes that would do, the narrowest first
-    if where.recipient is not None and not where.recipient.startswith("@"):
-        drivers.append("ix_recipient_address")
-        add("r.address = ?", address_key(where.recipient)[0])
-    if where.status is not None:
-        add("r.status = ?", where.status.value)
-        if where.status is not Status.SENT:  # those words let SQLite see that the index has all of them
-            drivers.append("ix_recipient_status")
-            add("r.status <> 'sent'")
-    if where.recipient is not None and where.recipient.startswith("@"):
-        drivers.append("ix_recipient_domain")
-        add("r.domain = ?", where.recipient[1:].lower())
-    if where.sender is not None:
-        drivers.append("ix_recipient_sender")
-        add("r.sender = ?", where.sender)
-    if where.account is not None:
-        drivers.append("ix_recipient_account")
-        add("r.account = ?", where.account)
-    if where.directory is not None:
-        drivers.append("ix_recipient_directory")
-        add("r.directory = ?", where.directory)
-    if where.since is not None:
-        add("r.id >= ?", to_database(where.since))
+
+def _tests(where: HistoryFilter, newest: int, before: int) -> list[_Test]:
+    since = 0 if where.since is None else to_database(where.since)
     until = before if where.until is None else min(before, to_database(where.until))
-    add("r.id < ?", until)
-    add("(r.superseded_by = 0 OR r.superseded_by > ?)", newest)
+    tests = [
+        _Test("r.id >= ? AND r.id < ?", (since, until)),
+        _Test("(r.superseded_by = 0 OR r.superseded_by > ?)", (newest,)),
+    ]
+    if where.recipient is not None and where.recipient.startswith("@"):
+        tests.append(_Test("r.domain = ?", (where.recipient[1:].lower(),), "ix_recipient_domain"))
+    elif where.recipient is not None:
+        tests.append(_Test("r.address = ?", (address_key(where.recipient)[0],), "ix_recipient_address"))
+    if where.status is Status.SENT:
+        tests.append(_Test("r.status = ?", (where.status.value,)))
+    elif where.status is not None:  # the second half lets SQLite see that the index has all of them
+        tests.append(_Test("r.status = ? AND r.status <> 'sent'", (where.status.value,), "ix_recipient_status"))
+    for column in ("sender", "account", "directory"):
+        value = getattr(where, column)
+        if value is not None:
+            tests.append(_Test(f"r.{column} = ?", (value,), f"ix_recipient_{column}"))
     if where.internet_message_id is not None:
-        source = "INDEXED BY uq_recipient_message_address_superseded_by JOIN message m ON m.id = r.message"
-        add("r.message IN (SELECT id FROM message WHERE internet_message_id = ?)", where.internet_message_id)
-    else:
-        source = f"{f'INDEXED BY {drivers[0]}' if drivers else 'NOT INDEXED'} CROSS JOIN message m ON m.id = r.message"
-    # all parts are ours; values are bound
-    return f"{_COLUMNS} {source} WHERE {' AND '.join(tests)} ORDER BY r.id DESC LIMIT ?", (*values, limit)
+        text = "r.message IN (SELECT id FROM message WHERE internet_message_id = ?)"
+        tests.append(_Test(text, (where.internet_message_id,)))
+    return tests
+
+
+def _where(tests: Sequence[_Test]) -> tuple[str, tuple[Any, ...]]:
+    return " AND ".join(test.text for test in tests), tuple(value for test in tests for value in test.values)
+
+
+def _index(connection: sa.Connection, tests: Sequence[_Test]) -> str:
+    """The clause that names the index to go by; without one the table's own order."""
+    fitting = [test for test in tests if test.driver is not None]
+    if not fitting:
+        return "NOT INDEXED"
+    if len(fitting) == 1:
+        return f"INDEXED BY {fitting[0].driver}"
+
+    def rows(test: _Test) -> int:
+        text, values = _where([test, tests[0]])
+        statement = f"SELECT 1 FROM recipient r INDEXED BY {test.driver} WHERE {text} LIMIT ?"  # noqa: S608 - as above
+        return len(connection.exec_driver_sql(statement, (*values, _COUNTED)).fetchall())
+
+    return f"INDEXED BY {min(fitting, key=rows).driver}"
 
 
 def _row(row: Sequence[Any]) -> HistoryRow:

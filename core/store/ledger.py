@@ -73,6 +73,13 @@ class _Job:
 _Item = _Settlement | _Job
 
 
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """An answer that is to be raised. (A job may also return an exception.)"""
+
+    error: BaseException
+
+
 class Ledger:
     """See the module's text. Made and closed in the composition root; `settle` and `write` are called in a loop."""
 
@@ -228,7 +235,7 @@ class Ledger:
             tries += 1
             if self._deadline is not None and time.monotonic() + pause > self._deadline:
                 stopped = NotRunning("stopped before the database took it; nothing was disposed of")
-                _answer((s.loop, s.future, stopped) for s in group)
+                _answer((s.loop, s.future, _Raised(stopped)) for s in group)
                 return []
             (time.sleep if self._stopping.is_set() else self._stopping.wait)(pause)
             self._refuse_jobs()
@@ -238,7 +245,7 @@ class Ledger:
         """One of these can't be written at all, a defect of ours. The others must not wait for it."""
         if len(group) == 1:
             _log.error("the outcome of %r can't be recorded: %r", group[0].entry.message_id, error)
-            _answer([(group[0].loop, group[0].future, error)])
+            _answer([(group[0].loop, group[0].future, _Raised(error))])
             return []
         return [settlement for one in group for settlement in self._commit_at_last([one])]
 
@@ -258,7 +265,8 @@ class Ledger:
         refused = [item for item in self._backlog if isinstance(item, _Job) and item.run is not None]
         if refused:
             self._backlog = deque(i for i in self._backlog if not (isinstance(i, _Job) and i.run is not None))
-            _answer((job.loop, job.future, self._health.error) for job in refused)
+            failing = self._health.error or NotRunning("the database fails")
+            _answer((job.loop, job.future, _Raised(failing)) for job in refused)
 
     def _do(self, job: _Job) -> None:
         answer: Any = None
@@ -269,10 +277,11 @@ class Ledger:
                     answer = job.run(session)
                     session.flush()
             except (DBAPIError, sqlite3.Error) as error:
-                answer = translate(error, str(self._path))
-                answer.__cause__ = error
+                told = translate(error, str(self._path))
+                told.__cause__ = error
+                answer = _Raised(told)
             except Exception as error:  # noqa: BLE001 - it is the caller's
-                answer = error
+                answer = _Raised(error)
         _answer([(job.loop, job.future, answer)])
 
     def _report(self, error: RelayError | None, waiting: int = 0) -> None:
@@ -314,7 +323,7 @@ def _dispose(entries: Sequence[Entry]) -> list[object]:
         if len(answers) != len(own):
             answers = [RuntimeError(f"{len(own)} disposals, {len(answers)} results")] * len(own)
         for place, answer in zip(own, answers, strict=True):
-            results[place] = answer
+            results[place] = _Raised(answer) if isinstance(answer, BaseException) else answer
     return results
 
 
@@ -335,7 +344,7 @@ def _resolve(pairs: list[tuple[asyncio.Future[Any], Any]]) -> None:
     for future, answer in pairs:
         if future.done():  # cancelled by who waited
             continue
-        if isinstance(answer, BaseException):
-            future.set_exception(answer)
+        if isinstance(answer, _Raised):
+            future.set_exception(answer.error)
         else:
             future.set_result(answer)

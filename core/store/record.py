@@ -225,9 +225,11 @@ class _Group:
     def _tell_recipients(self, message: int, base: int, entry: Entry, newest: dict[str, _Known]) -> None:
         news = _news(entry, base)
         if not news and not newest:  # so that the history shows it at all
-            news = {
-                "": _News(entry.status.value, base, None, entry.enhanced_code, entry.reason[:TEXT_LIMIT], None, "local")
-            }
+            news = {"": _of_message(entry, base)}
+        elif not news and entry.finished:  # it names nobody, so it speaks of all
+            news = dict.fromkeys(newest, _of_message(entry, base))
+        if self._clean is not _as_is:  # to be compared with what is there
+            news = {self._clean((mailbox,))[0]: _News(*self._clean(new)) for mailbox, new in news.items()}
         for mailbox, new in news.items():
             address, domain = address_key(mailbox)
             row = self._next_recipient
@@ -255,7 +257,7 @@ class _Group:
                 )
             )
         unnamed = newest.get("")
-        if unnamed is not None and "" not in news:  # its recipients are known by now
+        if unnamed is not None and news and "" not in news:  # its recipients are known by now
             self._superseded.append((self._next_recipient - 1, unnamed.id))
 
 

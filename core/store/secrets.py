@@ -65,7 +65,7 @@ class Secrets:
             raise SecretUnreadable
         try:
             sealed_for, _, secret = self._fernet.decrypt(token).decode().partition("\0")
-        except InvalidToken:
+        except (InvalidToken, ValueError):  # ValueError: not even ASCII or UTF-8
             raise SecretUnreadable from None
         if sealed_for != purpose:
             raise SecretUnreadable

@@ -159,7 +159,7 @@ class RecipientRow(Row, table=True):
 
     __tablename__ = "recipient"
     __table_args__ = (
-        sa.UniqueConstraint("message", "address", "superseded_by"),
+        sa.Index("ix_recipient_message_address", "message", "address", "superseded_by", unique=True),
         sa.Index("ix_recipient_address", "address"),
         sa.Index("ix_recipient_domain", "domain"),
         sa.Index("ix_recipient_sender", "sender"),

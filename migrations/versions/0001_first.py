@@ -240,15 +240,13 @@ def upgrade() -> None:
             ["message"], ["message.id"], name=op.f("fk_recipient_message_message"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_recipient")),
-        sa.UniqueConstraint(
-            "message", "address", "superseded_by", name=op.f("uq_recipient_message_address_superseded_by")
-        ),
     )
     with op.batch_alter_table("recipient", schema=None) as batch_op:
         batch_op.create_index("ix_recipient_account", ["account"], unique=False)
         batch_op.create_index("ix_recipient_address", ["address"], unique=False)
         batch_op.create_index("ix_recipient_directory", ["directory"], unique=False)
         batch_op.create_index("ix_recipient_domain", ["domain"], unique=False)
+        batch_op.create_index("ix_recipient_message_address", ["message", "address", "superseded_by"], unique=True)
         batch_op.create_index("ix_recipient_sender", ["sender"], unique=False)
         batch_op.create_index("ix_recipient_status", ["status"], unique=False, sqlite_where=sa.text("status <> 'sent'"))
         batch_op.create_index(
@@ -261,6 +259,7 @@ def downgrade() -> None:
         batch_op.drop_index("ix_recipient_superseded_by", sqlite_where=sa.text("superseded_by > 0"))
         batch_op.drop_index("ix_recipient_status", sqlite_where=sa.text("status <> 'sent'"))
         batch_op.drop_index("ix_recipient_sender")
+        batch_op.drop_index("ix_recipient_message_address")
         batch_op.drop_index("ix_recipient_domain")
         batch_op.drop_index("ix_recipient_directory")
         batch_op.drop_index("ix_recipient_address")

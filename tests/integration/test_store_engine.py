@@ -1,0 +1,187 @@
+"""Opening: what is refused, and with which remedy; the two engines; migrations."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.exc import DBAPIError
+
+from core.errors import DatabaseNewer, DatabaseUnavailable
+from core.store import engine
+from core.store.store import DATABASE_FILE, Store
+from core.store.tables import REVISION, Row
+from tests.support.database import MovableClock, database
+
+
+def open_at(folder: Path, *, create: bool = False, mountinfo: str = "/proc/self/mountinfo") -> Store:
+    return Store.open(str(folder), clock=MovableClock(), create=create, mountinfo=mountinfo)
+
+
+def test_a_missing_database_is_created_only_if_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    with pytest.raises(DatabaseUnavailable) as caught:
+        open_at(folder)
+    assert caught.value.remedy
+    assert not folder.exists()
+    store = open_at(folder, create=True)
+    try:
+        assert store.created
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        for name in os.listdir(folder):
+            assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600, name
+    finally:
+        store.close()
+    again = open_at(folder)
+    assert not again.created
+    again.close()
+
+
+def test_a_file_that_others_may_read_is_closed_to_them(tmp_path: Path) -> None:
+    database(tmp_path).chmod(0o644)
+    open_at(tmp_path).close()
+    assert stat.S_IMODE((tmp_path / DATABASE_FILE).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"this is no database" * 500,
+        lambda data: data[:5000],
+        lambda data: data[:100] + b"\xff" * 4000 + data[4100:],
+        lambda data: data[:-8192] + b"\xa5" * 8192,
+    ],
+    ids=["garbage", "truncated", "schema overwritten", "last pages overwritten"],
+)
+def test_a_damaged_file_is_refused_with_a_remedy_and_left_as_it_is(tmp_path: Path, damage: object) -> None:
+    path = database(tmp_path)
+    broken = damage(path.read_bytes())  # type: ignore[operator] # a table of functions
+    path.write_bytes(broken)
+    with pytest.raises(DatabaseUnavailable) as caught:
+        open_at(tmp_path, create=True)
+    assert "damaged" in caught.value.detail
+    assert caught.value.remedy
+    assert path.read_bytes() == broken
+
+
+def test_a_directory_in_its_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / DATABASE_FILE).mkdir()
+    with pytest.raises(DatabaseUnavailable):
+        open_at(tmp_path, create=True)
+
+
+def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = database(tmp_path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(DatabaseNewer) as caught:
+        open_at(tmp_path)
+    assert "9999" in caught.value.detail
+    assert caught.value.remedy
+
+
+def test_another_programs_database_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / DATABASE_FILE) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    with pytest.raises(DatabaseUnavailable, match="another program"):
+        open_at(tmp_path, create=True)
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "nfs", "cifs", "smb3", "fuse.sshfs"])
+def test_a_network_file_system_is_refused(tmp_path: Path, kind: str) -> None:
+    table = tmp_path / "mountinfo"
+    place = str(tmp_path / "data dir").replace(" ", "\\040")
+    table.write_text(
+        f"20 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n21 20 0:40 / {place} rw shared:5 - {kind} server:/x rw\n"
+    )
+    with pytest.raises(DatabaseUnavailable) as caught:
+        open_at(tmp_path / "data dir", create=True, mountinfo=str(table))
+    assert kind in caught.value.detail
+    assert not (tmp_path / "data dir" / DATABASE_FILE).exists()
+    open_at(tmp_path / "data", create=True, mountinfo=str(table)).close()
+
+
+def test_the_file_system_is_that_of_the_innermost_and_latest_mount(tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(
+        "1 0 8:1 / / rw - ext4 a rw\n2 1 8:2 / /srv rw - xfs b rw\n3 1 8:3 / /srv rw - btrfs c rw\n"
+        "4 1 0:9 / /srvx rw - nfs d rw\n"
+    )
+    assert engine.file_system_of("/srv/a/b", str(table)) == "btrfs"
+    assert engine.file_system_of("/srvother", str(table)) == "ext4"
+    assert engine.file_system_of("/", str(tmp_path / "missing")) is None
+
+
+def test_readers_cannot_write_and_see_one_state_throughout(tmp_path: Path) -> None:
+    path = str(database(tmp_path))
+    writer, readers = engine.writer_engine(path), engine.reader_engine(path)
+    try:
+        with readers.begin() as reading:
+            count = "SELECT count(*) FROM setting"
+            assert reading.exec_driver_sql(count).scalar() == 0
+            with writer.begin() as writing:
+                writing.exec_driver_sql("INSERT INTO setting VALUES ('a', '1')")
+            assert reading.exec_driver_sql(count).scalar() == 0
+            with pytest.raises(DBAPIError, match="readonly"):
+                reading.exec_driver_sql("DELETE FROM setting")
+        with readers.begin() as reading:
+            assert reading.exec_driver_sql(count).scalar() == 1
+    finally:
+        writer.dispose()
+        readers.dispose()
+
+
+def test_the_writer_is_durable_and_checks_foreign_keys(tmp_path: Path) -> None:
+    writer = engine.writer_engine(str(database(tmp_path)))
+    try:
+        with writer.begin() as connection:
+            facts = {
+                name: connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+                for name in ("journal_mode", "synchronous", "foreign_keys")
+            }
+    finally:
+        writer.dispose()
+    assert facts == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+def test_the_revisions_make_what_the_tables_say(tmp_path: Path) -> None:
+    writer = engine.writer_engine(str(database(tmp_path)))
+    try:
+        with writer.begin() as connection:
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, Row.metadata) == []
+            indexes = sa.inspect(connection).get_indexes("recipient")
+    finally:
+        writer.dispose()
+    assert ScriptDirectory.from_config(engine.alembic_config()).get_current_head() == REVISION
+    wheres = {i["name"]: str(i["dialect_options"]["sqlite_where"]) for i in indexes if i.get("dialect_options")}
+    assert wheres == {
+        "ix_recipient_status": "status <> 'sent'",
+        "ix_recipient_superseded_by": "superseded_by > 0",
+    }
+
+
+def test_a_migration_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / DATABASE_FILE
+    engine.prepare(str(path), create=True)
+    upgrade = engine._upgrade
+
+    def fails(connection: sa.Connection, present: str | None, name: str) -> None:
+        upgrade(connection, present, name)
+        raise DatabaseUnavailable("cut short")
+
+    monkeypatch.setattr(engine, "_upgrade", fails)
+    with pytest.raises(DatabaseUnavailable, match="cut short"):
+        engine.migrate(str(path))
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    connection.close()

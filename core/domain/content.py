@@ -24,6 +24,7 @@ MAX_LINE_OCTETS = 998  # RFC 5322 section 2.1.1, without CRLF
 _WINDOW = MAX_LINE_OCTETS + 2
 _TERMINATOR = re.compile(rb"(?:(?<=[\r\n])|\A)\.(?:[\r\n][ \t\r\n]*+)?\Z")
 _BEFORE_WORDS = re.compile(rb"(?:[!-9;-~]++[ \t]*+:)?[ \t]*+")
+_BLANKS = re.compile(rb"[ \t]*+")
 _COMMA_FIELDS = (b"to", b"cc", b"from", b"reply-to", b"resent-to", b"resent-cc")
 _SIGNED_TYPE = re.compile(
     rb"\s*(?:multipart/(?:signed|encrypted)|application/(?:x-)?pkcs7-(?:mime|signature))\b", re.IGNORECASE
@@ -170,7 +171,7 @@ def _fold(line: bytes, *, comma: bool) -> list[bytes]:
     position = 0
     while len(line) - position > MAX_LINE_OCTETS:
         limit = position + MAX_LINE_OCTETS - 1  # one octet stays for a space that is put in
-        words = _BEFORE_WORDS.match(line, position)
+        words = (_BLANKS if pieces else _BEFORE_WORDS).match(line, position)
         low = words.end() + 1 if words else position + 1  # a piece has something besides white space and a name
         at = max(line.rfind(b" ", low, limit), line.rfind(b"\t", low, limit))
         if at < 0:

@@ -57,6 +57,7 @@ class Walker:
 
     def __init__(self, header: Header) -> None:
         self._delimiters: list[bytes] = []
+        self._pattern: re.Pattern[bytes] | None = None  # of the present delimiters
         self._buffer = b""
         self._position = 0
         self._line_start = True
@@ -94,6 +95,7 @@ class Walker:
             raise MessageRejected("5.6.3", f"there are more than {MAX_PARTS} parts in a mail that must be re-encoded")
         if part.boundary:
             self._delimiters.append(b"--" + part.boundary.rstrip(b" \t"))
+            self._pattern = None
             self._mode = "filler"
         else:
             self._mode = "header" if part.nests else "leaf"
@@ -126,23 +128,36 @@ class Walker:
         return True
 
     def _run(self, *, final: bool) -> bool:
-        """Data to the next line that begins with two hyphens, or to the end of what is there."""
+        """Data to the next delimiter, or to the end of what is there."""
         buffer, at = self._buffer, self._position
-        end = buffer.find(b"\r\n--", at)
-        if end >= 0:
-            self._emit(buffer[at:end])
-            self._pending, self._position, self._line_start = b"\r\n", end + 2, True
+        found = self._next_delimiter().search(buffer, at) if self._delimiters else None
+        if found is not None:
+            self._emit(buffer[at : found.start()])
+            self._pending, self._position, self._line_start = b"\r\n", found.start() + 2, True
             return True
         end = len(buffer)
         if final and buffer.endswith(b"\r\n", at):
             self._emit(buffer[at:-2])
             self._pending = b"\r\n"
         else:
-            torn = -1 if final else buffer.rfind(b"\r", max(at, end - 3))
-            end = torn if torn >= 0 else end
+            end = end if final else self._whole(buffer, at)
             self._emit(buffer[at:end])
         self._position, self._line_start = end, False
         return False
+
+    def _whole(self, buffer: bytes, at: int) -> int:
+        """Where to stop so that no line end and nothing that may become a delimiter is torn."""
+        end = buffer.rfind(b"\r\n", max(at, len(buffer) - _MAX_DELIMITER))
+        if end >= 0 and self._delimiters and b"--".startswith(buffer[end + 2 : end + 4]):
+            return end
+        return len(buffer) - 1 if len(buffer) > at and buffer.endswith(b"\r") else len(buffer)
+
+    def _next_delimiter(self) -> re.Pattern[bytes]:
+        """A line that is one of the present delimiters, as far as it is there."""
+        if self._pattern is None:
+            names = b"|".join(re.escape(delimiter[2:]) for delimiter in self._delimiters)
+            self._pattern = re.compile(rb"\r\n--(?:" + names + rb")(?:--)?[ \t]*+(?:\r\n|\r?\Z)")
+        return self._pattern
 
     def _emit(self, data: bytes) -> None:
         data = self._pending + data
@@ -160,7 +175,9 @@ class Walker:
                 self._leave()
                 self.on_raw(self._pending + line + line_end)
                 self._pending = b""
-                del self._delimiters[level if close else level + 1 :]
+                if close or level + 1 < len(self._delimiters):
+                    del self._delimiters[level if close else level + 1 :]
+                    self._pattern = None
                 self._mode, self._line_start = "filler" if close else "header", True
                 return True
         return False

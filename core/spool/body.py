@@ -41,9 +41,8 @@ from core.spool.message_file import CHUNK_OCTETS, BodySource, MessageFile
 _FIRST_READ = 65_536
 _TAIL = 1_024  # octets in which a lone dot may end a stuffed file
 _DASHES = b"\n" + b"-" * 79 + b"\n"
-_RAILS_ID = re.compile(rb"<[^>]*\.mail>\Z")
 _RAILS_NEXT = re.compile(
-    rb"^Date: [^\r\n]*+\r?\nFrom: [^\r\n]*+\r?\n(?:[^\r\n]++\r?\n){0,50}?Message-ID: <[^>\r\n]++(?<=\.mail)>",
+    rb"^Date: [^\r\n]*+\r?\nFrom: [^\r\n]*+\r?\n(?:[^\r\n]++\r?\n){0,12}?Message-ID: <[^>\r\n]++(?<=\.mail)>",
     re.MULTILINE,
 )
 
@@ -322,7 +321,7 @@ def _refuse_collections(source: BodySource, header: Header, name: bytes) -> None
             remedy="let the application write one file a mail, with X-Receiver or Bcc fields",
         )
     message_id = header.first(b"message-id")
-    if message_id is None or not _RAILS_ID.search(message_id):
+    if message_id is None or not message_id.endswith(b".mail>"):
         return
     tail = b""
     appended = (

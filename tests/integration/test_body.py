@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import tracemalloc
@@ -165,6 +166,34 @@ def test_100000_header_fields_in_linear_time(mails: Mails) -> None:
     raw = HEAD + b"X-Long: y\r\n" * 90_000 + b"\r\nbody\r\n"
     assert mails.sent(raw) == raw
     assert time.perf_counter() - began < 3
+
+
+MIXED = HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        MIXED + b"--\r\n" * 400_000 + b"\xc3\xbc",
+        MIXED + b"--bx\r\n" * 400_000 + b"\xc3\xbc",
+        MIXED + b"\r\n" * 400_000 + b"\xc3\xbc",
+        MIXED + b"--b\r\n\r\n\xc3\xbc\r\n" * 9_000,
+        HEAD + b"Content-Type: message/rfc822\r\n\r\n" * 9_000 + b"\r\n\xc3\xbc",
+        HEAD + b"Cc: " + b"," * 900_000 + b"\r\n\r\nx",
+        HEAD + b"Subject: " + b"=?utf-8?q?a?= " * 60_000 + b"\r\n\r\nx",
+        HEAD.replace(b"<m@x>", b"<" * 900_000 + b" .mail>") + b"\r\nx",
+        b"From " + b"x" * 2_000_000 + b"\n" + HEAD + b"\r\nx",
+        HEAD + b"Subject: " + "ü".encode() * 400_000 + b"\r\n\r\nx",
+    ],
+    ids=["--", "--bx", "blank lines", "parts", "rfc822", "commas", "words", "message-id", "mbox", "raw subject"],
+)
+def test_hostile_shapes_cost_linear_time(mails: Mails, raw: bytes) -> None:
+    began = time.perf_counter()
+    with contextlib.suppress(MessageRejected):
+        prepared = mails.prepare(raw)
+        assert prepared.subject is not None
+        octets(content(prepared), eight_bit_allowed=False)
+    assert time.perf_counter() - began < 4
 
 
 def test_memory_is_bounded_for_large_files(mails: Mails) -> None:

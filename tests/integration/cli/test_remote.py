@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from api.cli import main
+from tests.support.command import mpu
 from tests.support.http_answers import Answers, http_answers
 
 TIME = "2026-03-01T02:03:04.567Z"
@@ -54,12 +54,6 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
         yield answers
 
 
-def run(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    return int(ended.value.code or 0)
-
-
 def asked(service: Answers, method: str = "POST") -> list[tuple[str, Any]]:
     assert {call.key for call in service.asked} == {"Bearer " + "k" * 32}
     return [(call.path, call.body) for call in service.asked if call.method == method]
@@ -67,7 +61,7 @@ def asked(service: Answers, method: str = "POST") -> list[tuple[str, Any]]:
 
 def test_queue_shows_counts(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
     service.lay("GET /queue", {"items": [{**COUNTS, "directory": "inbox"}], "totals": COUNTS})
-    assert run("queue") == 0
+    assert mpu("queue") == 0
     head, row, total = (line.split() for line in capsys.readouterr().out.splitlines())
     assert head == ["directory", "waiting", "claimed", "deferred", "held", "badmail", "size", "oldest"]
     assert row == ["inbox", "3", "0", "1", "0", "2", "2.0", "KiB", "2", "min"]
@@ -77,7 +71,7 @@ def test_queue_shows_counts(service: Answers, capsys: pytest.CaptureFixture[str]
 def test_queue_lists_messages_page_by_page(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
     service.lay("GET /queue/messages?state=deferred&limit=3", {"items": [MESSAGE, MESSAGE], "next": "c"})
     service.lay("GET /queue/messages?state=deferred&limit=1&cursor=c", {"items": [MESSAGE], "next": "d"})
-    assert run("queue", "--state", "deferred", "--limit", "3") == 0
+    assert mpu("queue", "--state", "deferred", "--limit", "3") == 0
     shown = capsys.readouterr().out
     assert shown.count(MESSAGE["id"]) == 3
     assert "451 4.3.0 try \\x1b[2Jlater" in shown
@@ -86,14 +80,14 @@ def test_queue_lists_messages_page_by_page(service: Answers, capsys: pytest.Capt
 
 def test_json_is_what_the_service_said(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
     service.lay("GET /queue/messages?limit=50", {"items": [MESSAGE], "next": None})
-    assert run("queue", "--messages", "--json") == 0
+    assert mpu("queue", "--messages", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"items": [MESSAGE]}
 
 
 def test_reasons(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"blame": "account", "account": "office", "code": 535, "enhanced_code": "5.7.8", "text": "no", "messages": 7}
     service.lay("GET /queue/reasons", {"items": [{**row, "oldest_seconds": 5, "remedy": "set the password"}]})
-    assert run("queue", "--reasons") == 0
+    assert mpu("queue", "--reasons") == 0
     assert "535 5.7.8 no" in capsys.readouterr().out
 
 
@@ -102,7 +96,7 @@ def test_drain_follows_to_the_end(service: Answers, capsys: pytest.CaptureFixtur
     service.lay("POST /drain?wait=false", {**DRAIN, "state": "running", "complete": False}, 202)
     service.lay("GET /drains/d1", {**DRAIN, "state": "running", "complete": False})
     service.lay("GET /drains/d1", DRAIN)
-    assert run("drain", "inbox", "--include-deferred") == 0
+    assert mpu("drain", "inbox", "--include-deferred") == 0
     assert asked(service) == [("/drain?wait=false", {"directories": ["inbox"], "include_deferred": True})]
     assert "3 messages sent (5 recipients)" in capsys.readouterr().out
 
@@ -127,7 +121,7 @@ def test_drain_says_when_something_is_left(
 ) -> None:
     service.lay("GET /queue", {"items": [], "totals": COUNTS})
     service.lay("POST /drain?wait=false", {**DRAIN, **left}, 202)
-    assert run("drain") == 1
+    assert mpu("drain") == 1
     shown = capsys.readouterr().out
     assert "paused" in shown or "directories" not in left
     assert "4 account paused (office) until" in shown or "office" not in str(left)
@@ -135,7 +129,7 @@ def test_drain_says_when_something_is_left(
 
 def test_drain_without_waiting(service: Answers) -> None:
     service.lay("POST /drain?wait=false", {**DRAIN, "state": "running", "complete": False}, 202)
-    assert run("drain", "--no-wait", "--json") == 0
+    assert mpu("drain", "--no-wait", "--json") == 0
     assert [call.path for call in service.asked] == ["/drain?wait=false"]
 
 
@@ -161,10 +155,10 @@ def test_history(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
     }
     query = "recipient=%40example.org&since=2026-03-01T00%3A00%3A00%2B00%3A00&limit=50"
     service.lay(f"GET /history?{query}", {"items": [row], "next": None})
-    assert run("history", "--recipient", "@example.org", "--since", "2026-03-01T00:00:00+00:00") == 0
+    assert mpu("history", "--recipient", "@example.org", "--since", "2026-03-01T00:00:00+00:00") == 0
     shown = capsys.readouterr()
     assert "sent (maybe twice)" in shown.out, shown.err
-    assert run("history", "--since", "yesterday") == 2
+    assert mpu("history", "--since", "yesterday") == 2
 
 
 def test_the_life_of_a_message(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,7 +166,7 @@ def test_the_life_of_a_message(service: Answers, capsys: pytest.CaptureFixture[s
     attempt = {"number": 1, "started_at": TIME, "server": "mx:25", "phase": "dot", "outcome": "sent", **recipient}
     life = {**MESSAGE, "internet_message_id": "<1@x>", "sender": "a@b", "subject": "hello", "recipients": [recipient]}
     service.lay(f"GET /messages/{MESSAGE['id']}", {**life, "attempts": [attempt]})
-    assert run("history", "--message", MESSAGE["id"]) == 0
+    assert mpu("history", "--message", MESSAGE["id"]) == 0
     shown = capsys.readouterr().out
     assert "hello" in shown
     assert "mx:25" in shown
@@ -180,10 +174,10 @@ def test_the_life_of_a_message(service: Answers, capsys: pytest.CaptureFixture[s
 
 def test_retry_by_id_and_by_filter(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
     service.lay(f"POST /queue/messages/{MESSAGE['id']}/retry", MESSAGE)
-    assert run("retry", MESSAGE["id"]) == 0
+    assert mpu("retry", MESSAGE["id"]) == 0
     service.lay("POST /queue/messages/retry", {**OPERATION, "state": "running", "done": 0}, 202)
     service.lay("GET /operations/o1", OPERATION)
-    assert run("retry", "--state", "badmail", "--directory", "inbox") == 0
+    assert mpu("retry", "--state", "badmail", "--directory", "inbox") == 0
     body = {"filter": {"state": "badmail", "directory": "inbox"}, "all": False, "dry_run": False}
     assert asked(service)[1] == ("/queue/messages/retry", body)
     assert "3 of 4 messages are tried again; 1 skipped" in capsys.readouterr().out
@@ -191,13 +185,13 @@ def test_retry_by_id_and_by_filter(service: Answers, capsys: pytest.CaptureFixtu
 
 def test_retry_fails_aloud(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
     service.lay("POST /queue/messages/retry", {**OPERATION, "failed": 2, "detail": "no right"}, 202)
-    assert run("retry", "--all", "--json") == 1
+    assert mpu("retry", "--all", "--json") == 1
     assert "2 failed" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [(), ("id", "--all"), ("id", "--dry-run"), ("id", "--state", "badmail")])
 def test_retry_wants_to_know_what(service: Answers, arguments: tuple[str, ...]) -> None:
-    assert run("retry", *arguments) == 2
+    assert mpu("retry", *arguments) == 2
     assert service.asked == []
 
 
@@ -210,12 +204,12 @@ def test_problems_are_told_in_words(service: Answers, capsys: pytest.CaptureFixt
         "required_scope": "read",
     }
     service.lay("GET /queue/messages?state=odd&limit=50", problem, 422)
-    assert run("queue", "--state", "odd") == 1
+    assert mpu("queue", "--state", "odd") == 1
     shown = capsys.readouterr().err
     for words in ("no such state (422)", "use one of those", "query/state: is none of", "'read' is needed"):
         assert words in shown
     service.lay("GET /queue", "<html>", 502)
-    assert run("queue") == 1
+    assert mpu("queue") == 1
     assert "(502)" in capsys.readouterr().err
 
 
@@ -223,14 +217,14 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     with http_answers() as gone:
         url = gone.url
     monkeypatch.setenv("MPU_API_KEY", "k" * 32)
-    assert run("queue", "--url", url) == 4
+    assert mpu("queue", "--url", url) == 4
     assert "does not answer" in capsys.readouterr().err
-    assert run("health", "--url", url) == 1
+    assert mpu("health", "--url", url) == 1
 
 
 def test_health(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
     service.lay("GET /health/ready", '"degraded"')
-    assert run("health") == 0
+    assert mpu("health") == 0
     assert capsys.readouterr().out == "degraded\n"
     service.lay("GET /health/live", "stopping", 503)
-    assert run("health", "--live") == 1
+    assert mpu("health", "--live") == 1

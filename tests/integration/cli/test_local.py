@@ -1,0 +1,164 @@
+"""Commands on this machine's database and files: setup, explain, key, migrate, rotate-secrets, openapi."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from api.cli.account import account_of
+from core.domain.account import AuthMethod, Security
+from core.runtime.instance import DataDirLock
+from core.runtime.sandbox import Sandbox
+from tests.support.command import mpu
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
+
+def test_setup_checks_before_it_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    account = ("--host", "127.0.0.1", "--port", "9", "--security", "none")
+    assert mpu("setup", "-d", tmp_path / "in", *account) == 3
+    assert "nothing was saved" in capsys.readouterr().err
+    assert mpu("setup", "-d", tmp_path / "in", *account, "--no-check") == 0
+    assert (tmp_path / "in").stat().st_mode & 0o7777 == 0o2770
+    assert (tmp_path / "data" / "api-key").stat().st_mode & 0o777 == 0o600
+
+
+def test_setup_again_changes_what_is_there(
+    tmp_path: Path, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account = ("--host", "127.0.0.1", "--port", str(sandbox.port), "--security", "none", "--account", "box")
+    assert mpu("setup", "-d", tmp_path / "in", "-d", tmp_path / "two", *account) == 0
+    assert mpu("setup", "-d", tmp_path / "in", "--interval", "7", *account) == 0
+    assert "directory in: " in capsys.readouterr().out
+
+
+def test_setup_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    account = ("--host", "127.0.0.1", "--security", "none", "--no-check")
+    assert mpu("setup", "-d", "/usr", *account) == 1
+    assert "MPU_PICKUP_ROOTS" in capsys.readouterr().err
+    assert mpu("setup", "-d", tmp_path / "in") == 2
+    assert mpu("setup", "-d", tmp_path / "in", "--preset", "nosuch") == 2
+
+
+@pytest.mark.parametrize(
+    ("port", "security", "expected"),
+    [(587, None, Security.STARTTLS), (465, None, Security.TLS), (465, Security.NONE, Security.NONE)],
+)
+def test_security_follows_the_port(port: int, security: Security | None, expected: Security) -> None:
+    account = account_of("h", port, security, None, None)
+    assert (account.security, account.auth) == (expected, AuthMethod.NONE)
+
+
+def test_password_file(tmp_path: Path) -> None:
+    (tmp_path / "pw").write_text("p w\n")
+    account = account_of("h", 587, None, "u", tmp_path / "pw")
+    assert (account.password, account.auth) == ("p w", AuthMethod.AUTO)
+    assert "p w" not in repr(account)
+
+
+def test_explain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mpu("explain", EXAMPLES / "dotnet.eml") == 0
+    shown = capsys.readouterr().out
+    for words in ("archive@example.com", "X-Sender, X-Receiver", "stuffed"):
+        assert words in shown
+    bad = tmp_path / "bad.eml"
+    bad.write_bytes(b"From: a@example.com\r\nSubject: \x1b[2J\r\n\r\n")
+    assert mpu("explain", bad, "--json") == 1
+    assert json.loads(capsys.readouterr().out)["outcome"] == "badmail"
+    assert mpu("explain", tmp_path / "missing.eml") == 2
+    assert mpu("explain", tmp_path) == 2
+    assert list(tmp_path.iterdir()) == [tmp_path / "data", bad] or {p.name for p in tmp_path.iterdir()} == {
+        "data",
+        "bad.eml",
+    }
+
+
+def test_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mpu("key", "list") == 1  # no database yet
+    assert mpu("migrate") == 0
+    assert mpu("key", "create", "ops", "-o", tmp_path / "k") == 0
+    assert (tmp_path / "k").stat().st_mode & 0o777 == 0o600
+    capsys.readouterr()
+    assert mpu("key", "create", "web", "--scope", "submit", "--directory", "inbox", "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    assert (made["scopes"], made["directories"]) == (["submit"], ["inbox"])
+    assert mpu("key", "list", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [key["name"] for key in listed["items"]] == ["ops", "web"]
+    assert made["key"] not in str(listed)
+    assert mpu("key", "revoke", made["id"]) == 0
+    assert mpu("key", "revoke", "1") == 1
+    assert "last key that may administer" in capsys.readouterr().err
+    assert mpu("key", "list") == 0
+    assert "ops" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--expires", "2001-01-01"), ("--directory", "inbox"), ("--scope", "root"), ("--expires", "soon")]
+)
+def test_key_usage(wrong: tuple[str, str]) -> None:
+    assert mpu("migrate") == 0
+    assert mpu("key", "create", "x", *wrong) == 2
+
+
+def test_rotation_needs_the_data_directory_for_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mpu("migrate") == 0
+    assert mpu("rotate-secrets") == 0
+    before = (tmp_path / "data" / "secret.key").read_text()
+    with DataDirLock(tmp_path / "data"):
+        assert mpu("rotate-secrets") == 1
+    assert "Stop the service first" in capsys.readouterr().err
+    assert (tmp_path / "data" / "secret.key").read_text() == before
+    assert mpu("rotate-secrets") == 0
+    assert (tmp_path / "data" / "secret.key").read_text() != before
+
+
+def test_secret_key_is_one(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mpu("secret-key") == 0
+    monkeypatch.setenv("MPU_SECRET_KEY", capsys.readouterr().out.strip())
+    assert mpu("migrate") == 0
+    assert mpu("key", "create", "x") == 0
+
+
+def test_migrations_match_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mpu("migrate", "--check") == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_root_goes_on_as_the_owner_of_the_data_directory(tmp_path: Path) -> None:
+    os.chown(tmp_path / "data", 12345, 12345)
+    for parent in [tmp_path, *tmp_path.parents]:
+        if not parent.stat().st_mode & 0o001:
+            pytest.skip("another user could not reach the data directory")
+    pid = os.fork()
+    if pid == 0:  # a process of its own: there is no way back
+        try:
+            mpu("migrate")
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    assert (tmp_path / "data" / "mpu.sqlite3").stat().st_uid == 12345
+
+
+def test_openapi(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mpu("openapi", "--check") == 1  # not here
+    assert mpu("openapi", "-o", "openapi.yaml") == 0
+    assert mpu("openapi", "--check") == 0
+    (tmp_path / "openapi.yaml").write_text("openapi: 3.1.0\n")
+    capsys.readouterr()
+    assert mpu("openapi", "--check") == 1
+    assert "make openapi" in capsys.readouterr().err
+    assert mpu("openapi") == 0
+    assert capsys.readouterr().out.startswith("openapi: 3.")
+
+
+def test_version_and_wrong_settings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mpu("--version") == 0
+    assert capsys.readouterr().out.startswith("mpu ")
+    monkeypatch.setenv("MPU_PORT", "eighty")
+    assert mpu("migrate") == 2
+    assert "MPU_PORT: " in capsys.readouterr().err
+    assert mpu("nonsense") == 2

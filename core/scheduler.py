@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 
+import structlog
+from apscheduler.events import EVENT_JOB_MAX_INSTANCES
 from apscheduler.executors.asyncio import AsyncIOExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 from apscheduler.triggers.interval import IntervalTrigger
 
 from core.domain.account import Directory
 
+log = structlog.get_logger()
+
 DAY_SECONDS = 86_400
+_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
+_WEEKDAY = re.compile(r"(\*|[0-7]|[a-z]{3})(?:-([0-7]|[a-z]{3}))?(?:/([1-9][0-9]*))?", re.ASCII)
 
 Run = Callable[[], Awaitable[object]]
 
@@ -30,8 +38,54 @@ Run = Callable[[], Awaitable[object]]
 def trigger_of(directory: Directory) -> BaseTrigger:
     """The directory's interval or schedule. Raises ValueError for a cron line or time zone that isn't one."""
     if directory.schedule is not None:
-        return CronTrigger.from_crontab(directory.schedule, timezone=directory.schedule_timezone)
+        return cron_trigger(directory.schedule, directory.schedule_timezone)
     return IntervalTrigger(seconds=max(directory.interval_seconds or 60, 1), timezone=UTC)
+
+
+def cron_trigger(schedule: str, timezone: str | tzinfo) -> BaseTrigger:
+    """A line of five fields as crontab(5) has it. Raises ValueError for what isn't one.
+
+    APScheduler alone counts weekdays from Monday, not Sunday, and asks for the day of the month AND of the week.
+    """
+    fields = schedule.lower().split()
+    if len(fields) != 5:
+        raise ValueError(f"{len(fields)} fields instead of five")
+    minute, hour, day, month, weekday = fields
+    weekday = ",".join(_weekdays(part) for part in weekday.split(","))
+    if day.startswith("*") or weekday.startswith("*"):
+        return CronTrigger.from_crontab(f"{minute} {hour} {day} {month} {weekday}", timezone=timezone)
+    lines = (f"{minute} {hour} {day} {month} *", f"{minute} {hour} * {month} {weekday}")
+    return OrTrigger([CronTrigger.from_crontab(line, timezone=timezone) for line in lines])
+
+
+def _weekdays(part: str) -> str:
+    """One element of cron's last field (0 and 7 are Sunday), by names."""
+    match = _WEEKDAY.fullmatch(part)
+    if match is None:
+        raise ValueError(f"{part!r} is no day of the week")
+    first, last, step = match.groups()
+    if first == "*":
+        if last is not None:
+            raise ValueError(f"{part!r} is no day of the week")
+        start, end = 0, 6
+    else:
+        start = _weekday(first)
+        end = _weekday(last) if last is not None else 6 if step is not None else start
+        if end == 0 and start > 0 and last is not None:
+            end = 7  # sat-sun
+    if start > end:
+        raise ValueError(f"{part!r} ends before it begins")
+    if first == "*" and step is None:
+        return "*"
+    return ",".join(_WEEKDAYS[number % 7] for number in range(start, end + 1, int(step or 1)))
+
+
+def _weekday(text: str) -> int:
+    if text.isdigit():
+        return int(text)
+    if text not in _WEEKDAYS:
+        raise ValueError(f"{text!r} is no day of the week")
+    return _WEEKDAYS.index(text)
 
 
 class Scheduler:
@@ -44,8 +98,11 @@ class Scheduler:
             job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None},
             timezone=UTC,
         )
+        # APScheduler drops what comes due during a run: it is made good by one more
+        self._scheduler.add_listener(lambda event: self.wake(event.job_id), EVENT_JOB_MAX_INSTANCES)
         self._runs: dict[str, Run] = {}
-        self._woken: dict[str, asyncio.Task[None]] = {}
+        self._woken: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._busy: set[str] = set()
         self._again: set[str] = set()
         self._ran: Counter[str] = Counter()
@@ -81,7 +138,7 @@ class Scheduler:
         self._scheduler.add_job(
             run,
             IntervalTrigger(seconds=DAY_SECONDS, timezone=UTC),
-            id=name,
+            id=f"{name} (daily)",  # no directory's name
             replace_existing=True,
             next_run_time=datetime.now(UTC),
         )
@@ -100,17 +157,23 @@ class Scheduler:
 
     def next_run_at(self, name: str) -> float | None:
         """Seconds since the epoch; None where there is no job."""
-        job = self._scheduler.get_job(name)
-        return job.next_run_time.timestamp() if job is not None and job.next_run_time is not None else None
+        at = getattr(self._scheduler.get_job(name), "next_run_time", None)  # not set before the start
+        return at.timestamp() if at is not None else None
 
     def wake(self, name: str) -> None:
         """Run the directory's cycle soon; calls that come while it runs lead to one more run."""
         if name in self._runs and self.running and name not in self._woken:
-            self._woken[name] = asyncio.get_running_loop().create_task(self._wake(name))
+            self._woken.add(name)
+            task = asyncio.get_running_loop().create_task(self._wake(name))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _wake(self, name: str) -> None:
-        self._woken.pop(name, None)
-        await self._run(name)
+        self._woken.discard(name)
+        try:
+            await self._run(name)
+        except Exception:
+            log.exception("run failed", directory=name, remedy="report this as a fault; the next run goes on")
 
     async def _run(self, name: str) -> None:
         """One run at a time; who comes meanwhile is served by one more."""
@@ -130,12 +193,12 @@ class Scheduler:
                 self.wake(name)
 
     async def stop(self) -> None:
-        """No more runs. Drain the cycles first: APScheduler cancels what still runs."""
+        """No more runs. Drain the cycles first: what still runs is cancelled."""
         self._runs.clear()
         self._again.clear()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
-        tasks = list(self._woken.values())
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

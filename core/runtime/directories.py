@@ -15,7 +15,6 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from apscheduler.triggers.cron import CronTrigger
 from sqlmodel import Session
 
 from core.domain.account import Directory
@@ -26,6 +25,7 @@ from core.runtime.audit import Audit, difference
 from core.runtime.facade import Checks, Pauses, Saved
 from core.runtime.paging import page_of
 from core.runtime.views import Actor, CheckView, DirectoryView, Page
+from core.scheduler import cron_trigger
 from core.settings import Settings
 from core.store import directories
 from core.store.directories import DirectoryRecord
@@ -239,7 +239,7 @@ def timing_rules(schedule: str | None, timezone: str, now: float) -> list[FieldE
     if schedule is None:
         return []
     try:
-        trigger = CronTrigger.from_crontab(schedule, zone)
+        trigger = cron_trigger(schedule, zone)
         following = trigger.get_next_fire_time(None, datetime.fromtimestamp(now, UTC))
     except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
         return [FieldError("/schedule", "wrong_form", f"is no cron line of five fields: {error}")]

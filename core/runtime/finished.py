@@ -69,11 +69,11 @@ class Register(Generic[B]):
 
     def _forget(self) -> None:
         now = self._clock.monotonic()
-        ended = [i for i in self._items.values() if i.ended_at is not None]
+        ended = sorted((i.ended_at, i.id) for i in self._items.values() if i.ended_at is not None)
         too_many = len(ended) - self._keep.ended_max
-        for number, item in enumerate(ended):
-            if number < too_many or now - (item.ended_at or now) > self._keep.ended_seconds:
-                del self._items[item.id]
+        for number, (ended_at, item_id) in enumerate(ended):
+            if number < too_many or now - ended_at > self._keep.ended_seconds:
+                del self._items[item_id]
 
 
 def new_id() -> str:

@@ -31,6 +31,7 @@ _BRACKETED = re.compile(
 )
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 _ENCODED = re.compile(r"=\?[^?\s]++\?[BbQq]\?[^?\s]*+\?=")
+_SECOND_ADDRESS = re.compile(r"\A[,;]|(?:\A|\s)[^\s=<>@,]*+[<>@,]")  # in a word that is no KEYWORD=value
 _XTEXT = r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})++"  # RFC 3461 section 4
 _ENVID = re.compile(_XTEXT)
 _ORCPT = re.compile(rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.\-]++;{_XTEXT}")
@@ -143,7 +144,7 @@ def _x_value(value: bytes) -> tuple[str, str]:
     if display and "@" in display and "," in _ENCODED.sub("", _QUOTED.sub("", display)):
         raise AddressError("there is more than one address in it")
     parameters = parameters.strip()
-    if parameters.startswith((",", ";")) or "<" in parameters or ">" in parameters:
+    if parameters and _SECOND_ADDRESS.search(parameters):
         raise AddressError("there is more than one address in it")
     return without_route(angle), parameters
 

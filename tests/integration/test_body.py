@@ -294,3 +294,9 @@ def test_rails_files_are_known_by_their_name_too(mails: Mails) -> None:
 def test_a_line_of_79_dashes_inside_a_mail_is_text(mails: Mails) -> None:
     raw = b"MIME-Version: 1.0\r\n" + HEAD + b"\r\n" + b"-" * 79 + b"\r\nx\r\n"
     assert mails.sent(raw) == raw
+
+
+def test_two_subjects_leave_as_they_came(mails: Mails) -> None:
+    raw = HEAD + b"Subject: one\r\nSubject: two\r\n\r\nx\r\n"
+    assert mails.prepare(raw).subject == "one"
+    assert mails.sent(raw) == raw

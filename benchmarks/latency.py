@@ -3,7 +3,7 @@
     python -m benchmarks.latency [--files 500]
 
 Each file is written under its final name, as .NET does, one after the other, each once the last has arrived. The
-hand-over begins with open(2) and ends with close(2); the mail is there when the sink, a scripted server in this process,
+hand-over begins with open(2) and ends with close(2); the mail is there when the sink, a server of this process,
 has the final dot (its 250 leaves in the same turn of its loop). Where Debian's Postfix is installed, its `sendmail`
 hands the same mails to the same sink through a Postfix of our own (own folders, configuration and ports): that
 hand-over begins with the call of the command and ends with its exit.

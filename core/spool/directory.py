@@ -8,6 +8,7 @@ Raises DirectoryUnavailable wherever the directory can't be reached: that is not
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from core.domain.account import Directory, DotStuffing
@@ -79,8 +80,11 @@ class DirectorySpool:
     @settings.setter
     def settings(self, settings: Directory) -> None:
         self._settings = settings
-        if self._place is not None:
+        if self._place is not None and self._fits(self._place):
             self._place.replace_settings(settings)
+
+    def _fits(self, place: Place) -> bool:
+        return (place.settings.path, place.settings.format) == (self._settings.path, self._settings.format)
 
     @property
     def place(self) -> Place:
@@ -92,12 +96,11 @@ class DirectorySpool:
     def open(self) -> None:
         """Open it, make `.mpu/`; anew if the path leads elsewhere now, else harmless. Raises DirectoryUnavailable."""
         if self._place is not None:
-            try:
+            with suppress(DirectoryUnavailable):
                 self._place.check_path()
-            except DirectoryUnavailable:
-                self._retire()
-            else:
-                return
+                if self._fits(self._place):
+                    return
+            self._retire()
         self._place = open_place(self.settings, clock=self.clock, features=replace(self.features))
 
     def close(self) -> None:

@@ -189,8 +189,10 @@ def finish(place: Place, claim: Claim) -> None:
     """It is where it belongs: no more in flight."""
     if place.claimed.get(claim.file_name) is claim:
         del place.claimed[claim.file_name]
-    place.forget_dead(claim.token)
-    release(claim.opened)
+    try:
+        place.forget_dead(claim.token)
+    finally:
+        release(claim.opened)
 
 
 def put_back_now(place: Place, claim: Claim) -> None:

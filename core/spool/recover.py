@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
 
 from core.domain.message import MessageIdentity, State
 from core.errors import MessageError, RelayError
@@ -24,6 +27,7 @@ from core.spool.sidecars import Draft, Record
 from core.spool.values import Claim, Opened, Recovered, Verdict
 
 _Key = tuple[bytes, int, int]
+_BATCH = 200  # files open at once
 
 
 def recover(place: Place) -> Iterator[Recovered]:
@@ -37,7 +41,7 @@ def orphans(place: Place) -> Iterator[Recovered]:
     place.locked_names.clear()
     free = [n for n in candidates if _lock_can_be_had(place, n)]
     if free or place.dead_logs:
-        yield from _Recovery(place).run(free)
+        yield from _Recovery(place).run(iter(free))
 
 
 def _locked_names(place: Place) -> Iterator[bytes]:
@@ -68,16 +72,52 @@ def _lock_can_be_had(place: Place, name: bytes) -> bool:
     return True
 
 
+@dataclass(frozen=True, slots=True)
+class _Locked:
+    """A file whose lock we took: whoever had it is dead, and all that it logged can be read now."""
+
+    name: bytes  # without .lck
+    file_name: bytes
+    fd: int
+    lock_fd: int
+    found: os.stat_result
+
+
 class _Recovery:
     def __init__(self, place: Place) -> None:
         self.place = place
+        self.rebooted = False
+        self.boot_time = kernel.boot_time() or 0.0
+        self.latest: dict[_Key, Logged] = {}
+
+    def run(self, locked: Iterator[bytes]) -> Iterator[Recovered]:
+        place = self.place
+        while batch := list(islice(locked, _BATCH)):
+            held = deque(h for n in batch if n not in place.claimed and (h := self._lock(n, n + names.LOCK)))
+            try:
+                if held:
+                    self._read()  # not before: an owner that still lived then may have sent since
+                while held:
+                    yield from self._adopt(held.popleft())
+            finally:
+                for each in held:
+                    close_both(place, each.fd, each.lock_fd, each.name)
+        self._read()
+        for log in list(place.dead_logs.values()):
+            for logged in list(log.claims.values()):
+                if self.latest.get(logged.key) is logged and logged.file_name not in place.claimed:
+                    yield from self._waiting(logged)
+        for log in list(place.dead_logs.values()):
+            self._let_go(log)
+
+    def _read(self) -> None:
+        place = self.place
         place.sidecars.refresh()
         fresh = read_logs(place.mpu_fd, but={place.log.owner, *place.dead_logs})
         logs = [*place.dead_logs.values(), *fresh]
         boots = {boot for log in logs if log.dead for boot in log.boots}
         self.rebooted = bool(boots - {kernel.boot_id()})
-        self.boot_time = kernel.boot_time() or 0.0
-        self.latest: dict[_Key, Logged] = {}
+        self.latest.clear()
         for log in logs:
             for logged in log.claims.values():
                 known_one = self.latest.get(logged.key)
@@ -89,32 +129,25 @@ class _Recovery:
             else:
                 log.close()
 
-    def run(self, locked: Iterable[bytes]) -> Iterator[Recovered]:
-        place = self.place
-        for name in locked:
-            if name not in place.claimed:
-                yield from self._adopt(name)
-        for log in list(place.dead_logs.values()):
-            for logged in list(log.claims.values()):
-                if self.latest.get(logged.key) is logged and logged.file_name not in place.claimed:
-                    yield from self._waiting(logged)
-        for log in list(place.dead_logs.values()):
-            self._let_go(log)
-
     # --- one message -------------------------------------------------------------------------------------------------
 
-    def _adopt(self, name: bytes) -> Iterator[Recovered]:
-        """A `.lck` whose lock can be had."""
-        opened = self._open(name, name + names.LOCK)
-        if opened is None:
-            return
-        place = self.place
-        base = stat_at(place.work_fd, name)
-        if base is not None and base.st_ino == opened.inode:  # a kill between link and unlink
-            with suppress(OSError):
+    def _adopt(self, locked: _Locked) -> Iterator[Recovered]:
+        """A `.lck` whose lock could be had."""
+        place, name = self.place, locked.name
+        try:
+            opened = self._opened(locked)
+            base = stat_at(place.work_fd, name)
+            if base is not None and base.st_ino == opened.inode:  # a kill between link and unlink
                 os.unlink(name, dir_fd=place.work_fd)
-        logged = self._logged(opened)
-        record = place.sidecars.record_of(opened.identity.file_hash)
+            logged = self._logged(opened)
+            record = place.sidecars.record_of(opened.identity.file_hash)
+        except OSError:
+            place.locked_names.add(name)  # another time
+            close_both(place, locked.fd, locked.lock_fd, name)
+            return
+        except BaseException:
+            close_both(place, locked.fd, locked.lock_fd, name)
+            raise
         if record is not None and self._disposed_but_for_the_move(opened, record, logged):
             self._complete(opened, record, logged)
             return
@@ -130,9 +163,10 @@ class _Recovery:
         found = stat_at(place.work_fd, logged.file_name)
         if found is None or (found.st_mtime_ns, found.st_size) != (logged.mtime_ns, logged.size):
             return
-        opened = self._open(logged.file_name, logged.file_name)
-        if opened is None:
+        locked = self._lock(logged.file_name, logged.file_name)
+        if locked is None:
             return
+        opened = self._opened(locked)
         record = place.sidecars.record_of(opened.identity.file_hash)
         if record is not None and record.token == logged.token:
             release(opened)
@@ -149,34 +183,38 @@ class _Recovery:
         claimed.token = logged.token
         yield self._verdict(claimed, logged)
 
-    def _open(self, name: bytes, file_name: bytes) -> Opened | None:
-        """Open and lock; None if somebody holds it or it can't be had."""
+    def _lock(self, name: bytes, file_name: bytes) -> _Locked | None:
+        """None if somebody holds it or it can't be had."""
         place = self.place
         try:
             fd = open_message(place, place.work_fd, file_name)
         except MessageError:
             return None
         lock_fd = -1
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode):
-            os.close(fd)
-            return None
         try:
-            lock_fd = take_lock(place, fd, name)
-            leads_to(place.work_fd, file_name, found.st_ino)
-            identity = MessageIdentity(place.settings.name, name, found.st_mtime_ns, found.st_size)
-            logged = self.latest.get((name, found.st_mtime_ns, found.st_size))
-            if logged is None:
-                identity, sidecar = known(place, place.prefix + name, identity)
-            else:
-                identity = MessageIdentity(place.settings.name, logged.arrival_name, found.st_mtime_ns, found.st_size)
-                record = place.sidecars.record_of(identity.file_hash)
-                read = None if record is None else place.sidecars.read(record)
-                sidecar = None if read is None else read[1]
-            return Opened(place, fd, identity, name, found.st_ino, found.st_mtime, sidecar, None, lock_fd)
+            found = os.fstat(fd)
+            if stat.S_ISREG(found.st_mode):
+                lock_fd = take_lock(place, fd, name)
+                leads_to(place.work_fd, file_name, found.st_ino)
+                return _Locked(name, file_name, fd, lock_fd, os.fstat(fd))
         except (MessageError, OSError):
-            close_both(place, fd, lock_fd, name)
-            return None
+            pass
+        close_both(place, fd, lock_fd, name)
+        return None
+
+    def _opened(self, locked: _Locked) -> Opened:
+        """Who it is: the log knows the name it arrived with, else its sidecar."""
+        place, name, found = self.place, locked.name, locked.found
+        logged = self.latest.get((name, found.st_mtime_ns, found.st_size))
+        if logged is None:
+            raw = MessageIdentity(place.settings.name, name, found.st_mtime_ns, found.st_size)
+            identity, sidecar = known(place, place.prefix + name, raw)
+        else:
+            identity = MessageIdentity(place.settings.name, logged.arrival_name, found.st_mtime_ns, found.st_size)
+            record = place.sidecars.record_of(identity.file_hash)
+            read = None if record is None else place.sidecars.read(record)
+            sidecar = None if read is None else read[1]
+        return Opened(place, locked.fd, identity, name, found.st_ino, found.st_mtime, sidecar, None, locked.lock_fd)
 
     def _logged(self, opened: Opened) -> Logged | None:
         return self.latest.get((opened.file_name, opened.identity.mtime_ns, opened.identity.size))

@@ -159,6 +159,18 @@ def test_a_directory_that_leads_elsewhere_is_unavailable_not_empty(
     assert spool.in_flight == 0
 
 
+def test_settings_change_at_once_and_a_new_path_or_format_at_the_next_open(path: Path, spool: DirectorySpool) -> None:
+    write(path)
+    write(path, "x.txt")
+    spool.settings = Directory("in", str(path), patterns=("*.txt",))
+    assert list(spool.scan()) == [b"x.txt"]
+    (path.parent / "mail" / "new").mkdir(parents=True)
+    write(path.parent / "mail" / "new", "1.2.h")
+    spool.settings = Directory("in", str(path.parent / "mail"), format=MessageFormat.MAILDIR)
+    spool.open()
+    assert list(spool.scan()) == [b"1.2.h"]
+
+
 @pytest.mark.parametrize("make", [lambda path: None, lambda path: path.write_text("")], ids=["missing", "a file"])
 def test_what_is_no_directory_is_unavailable(path: Path, make: Callable[[Path], object]) -> None:
     make(path)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from core.domain.outcome import Outcome
 from core.domain.sidecar import Sidecar
-from core.spool import kernel
+from core.spool import kernel, recover
 from core.spool.directory import Claim, Delete, DirectorySpool, Hold, PutBack, Recovered, ToBadmail, Verdict
 from core.spool.kernel import Features
+from core.spool.logread import OwnerLog, read_logs
+from core.spool.place import Place
 from tests.support.clock import ManualClock
 from tests.support.spool import claim, deferred, names_in, sent, spool_at, write
 
@@ -333,6 +337,56 @@ def test_a_kill_at_any_boundary_of_a_life_loses_nothing_and_counts_nothing_twice
     assert number >= 5
 
 
+def test_a_kill_at_any_boundary_of_the_recovery_of_a_kill_is_recovered_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "in"
+    features = Features(rename_noreplace=False)  # more boundaries
+    read: list[OwnerLog] = []
+
+    def reading(mpu_fd: int, *, but: Collection[str]) -> list[OwnerLog]:
+        found = read_logs(mpu_fd, but=but)
+        read.extend(found)
+        return found
+
+    monkeypatch.setattr(recover, "read_logs", reading)
+    for first in (5, 8, 11, 13):  # before the sidecar, after it, in the middle of the rename, after it
+        finished, second = False, 0
+        while not finished:
+            dead = spool_at(path, features=features)
+            write(path)
+            with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+                kill_at(patch, first)
+                claimed = claim(dead)
+                claimed.begin(["a@b", "c@d"])
+                claimed.outcome([*sent("a@b"), *deferred("c@d")])
+                act_on(dead, Recovered(claimed, Verdict.SETTLED, ()), "put back")
+            kill(dead)
+            heir = DirectorySpool(dead.settings, clock=dead.clock, features=features)
+            with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+                kill_at(patch, second)
+                heir.open()
+                for recovered in heir.recover():
+                    act_on(heir, recovered, "put back")
+                finished = True
+            if heir._place is not None:
+                kill(heir)
+            for log in read:  # locks that a real kill would drop
+                log.close()
+            read.clear()
+            last = spool_at(path, features=features)
+            for recovered in last.recover():
+                act_on(last, recovered, "put back")
+            (entry,) = last.entries()
+            assert entry.file_name == b"x.eml", (first, second)
+            assert entry.sidecar == Sidecar(attempts=1, accepted=frozenset({"a@b"})), (first, second)
+            assert heir._place is None or len(logs(path)) == 1, (first, second)
+            last.close()
+            shutil.rmtree(path)
+            second += 1
+        assert second > 3
+
+
 # --- several processes -----------------------------------------------------------------------------------------------
 
 
@@ -365,7 +419,32 @@ def test_a_process_that_dies_while_we_live_is_recovered_after_a_scan(path: Path,
     spool.close()
 
 
-def test_two_that_recover_at_once_share_the_work(path: Path, dead: DirectorySpool) -> None:
+def test_an_owner_that_sends_and_dies_while_we_recover_is_unknown_not_untouched(
+    path: Path, dead: DirectorySpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logs are read after the lock was had, not before."""
+    write(path)
+    claimed = claim(dead)
+    spool = successor(path, dead)
+    real = recover.take_lock
+
+    def meanwhile(place: Place, fd: int, base: bytes) -> int:
+        if not dead.place.closed:
+            begin(claimed)
+            kill(dead)
+        return real(place, fd, base)
+
+    monkeypatch.setattr(recover, "take_lock", meanwhile)
+    (recovered,) = spool.recover()
+    assert recovered.verdict is Verdict.UNKNOWN
+    spool.dispose([Delete(recovered.claim)])
+    spool.close()
+
+
+def test_two_that_recover_at_once_share_the_work(
+    path: Path, dead: DirectorySpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recover, "_BATCH", 3)
     for number in range(10):
         begin_and_outcome(claim(dead, write(path, f"{number}.eml")))
     kill(dead)

@@ -220,7 +220,7 @@ def test_logs_work_where_nothing_can_be_preallocated(tmp_path: Path) -> None:
     spool.close()
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     steps=st.lists(st.tuples(st.integers(0, 5), st.sampled_from("BOD"), st.integers(0, 2)), max_size=60),
 )

@@ -114,6 +114,11 @@ class FileContent:
     _rewrite: FromRewrite | None
     _undisclosed: bool
 
+    @property
+    def size(self) -> int:
+        """Octets of the body, before any re-encoding."""
+        return self._source.size
+
     def body(self, *, eight_bit_allowed: bool, smtputf8_allowed: bool = False) -> FileBody:
         """As it is, or re-encoded where the server or a line over 998 octets forces it.
 

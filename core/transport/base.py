@@ -50,6 +50,11 @@ class Content(Protocol):
     eight_bit: bool  # octets over 127 in body or header: declare BODY=8BITMIME
     header_utf8: bool  # the header is raw UTF-8: declare SMTPUTF8 where it is offered
 
+    @property
+    def size(self) -> int:
+        """Octets, about: what is large is re-encoded in a thread."""
+        ...
+
     def body(self, *, eight_bit_allowed: bool, smtputf8_allowed: bool) -> Body:
         """As it is, or re-encoded where the server or a line over 998 octets forces it.
 

@@ -6,6 +6,8 @@ connection that turns out dead before any reply is replaced once, silently (no a
 
 from __future__ import annotations
 
+import asyncio
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +21,8 @@ from core.errors import StorageBroken, StorageFull
 from core.smtp.dialogue import ConnectFailed, Failure, FailureKind, Target, Timeouts, Transaction, TransactionResult
 from core.smtp.pool import Pool, PoolTurn
 from core.transport.base import AccountUnavailable, Content, Journal, Mail
+
+INLINE_BYTES = 1 << 18  # a larger body is prepared in a thread: it may be re-encoded
 
 _REMEDIES = {
     "dns_failed": "Check the account's host name and this machine's name service.",

@@ -212,6 +212,9 @@ PUNISHMENTS = [
         (Phase.MAIL, OUTLOOK_ANONYMOUS, ACCOUNT, LATER, UNTIL_EDITED, False, "login_refused"),
         (Phase.AUTH, OUTLOOK_RETIRED, ACCOUNT, LATER, UNTIL_EDITED, False, "login_refused"),
         (Phase.MAIL, OUTLOOK_RETIRED, ACCOUNT, LATER, UNTIL_EDITED, False, "login_refused"),
+        (Phase.MAIL, OUTLOOK_BASIC_OFF, ACCOUNT, LATER, UNTIL_EDITED, False, "login_refused"),
+        (Phase.MAIL, OUTLOOK_UNSUCCESSFUL, ACCOUNT, LATER, UNTIL_EDITED, False, "login_refused"),
+        (Phase.MAIL, GMAIL_APP_PASSWORD, ACCOUNT, LATER, UNTIL_EDITED, False, "login_refused"),
         (Phase.AUTH, GMAIL_TOO_MANY_LOGINS, ACCOUNT, LATER, 15 * MINUTE, False, "login_throttled"),
         # the rate
         (Phase.DOT, SES_RATE, ACCOUNT, LATER, 10, True, "sending_too_fast"),
@@ -251,13 +254,14 @@ PUNISHMENTS = [
         ),
         # that recipient, later
         (Phase.RCPT, GMAIL_TOO_FAST, RECIPIENT, LATER, NO_PAUSE, False, "recipient_deferred"),
+        (Phase.DOT, GMAIL_TOO_FAST, RECIPIENT, LATER, NO_PAUSE, False, "recipient_deferred"),
         (Phase.RCPT, GMAIL_OVER_QUOTA, RECIPIENT, LATER, NO_PAUSE, False, "recipient_deferred"),
         (Phase.DOT, GMAIL_OVER_QUOTA, RECIPIENT, LATER, NO_PAUSE, False, "recipient_deferred"),
         # more recipients than one transaction may have
         (Phase.RCPT, GMAIL_TOO_MANY_RCPT, MESSAGE, LATER, NO_PAUSE, False, "too_many_recipients"),
         (
             Phase.RCPT,
-            reply("452 4.5.3 Error: too many recipients"),  # Postfix
+            reply("452 4.5.3 Recipient limit reached"),
             MESSAGE,
             LATER,
             NO_PAUSE,
@@ -282,6 +286,8 @@ PUNISHMENTS = [
         (Phase.MAIL, OUTLOOK_TOO_LARGE, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
         (Phase.DOT, GMAIL_TOO_LARGE, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
         (Phase.DOT, OUTLOOK_RECIPIENT_SIZE, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
+        (Phase.MAIL, OUTLOOK_RECIPIENT_SIZE, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
+        (Phase.RCPT, OUTLOOK_RECIPIENT_SIZE, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
         (Phase.DOT, SES_TOO_LONG, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
         (Phase.MAIL, SES_TOO_LONG, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
         (Phase.DOT, OUTLOOK_CONVERSION, MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),

@@ -94,8 +94,12 @@ class Connection(asyncio.Protocol):
         self._spare = sock
 
     def data_received(self, data: bytes) -> None:
-        self.last_heard = self._waiting_since = self._loop.time()
-        self._act(self.protocol.receive(data))
+        self.last_heard = self._loop.time()
+        answers = self.protocol.answers
+        events = self.protocol.receive(data)
+        if self.protocol.answers != answers:  # a reply that comes octet by octet gains no time by it
+            self._waiting_since = self.last_heard
+        self._act(events)
 
     def eof_received(self) -> bool:
         return False  # the transport closes; connection_lost tells the rest
@@ -261,6 +265,8 @@ class Connection(asyncio.Protocol):
         protocol = self.protocol
         awaited = protocol.waiting_for
         due = None if awaited is None else self._waiting_since + self._timeout_of[awaited]
+        if due is not None and protocol.goodbye is not None:  # it said that it closes: that is not waited for as long
+            due = min(due, self._waiting_since + self.target.timeouts.quit_seconds)
         exchange = protocol.first
         if exchange is not None and not exchange.result.dot_sent:
             whole = max(exchange.began_at, self._settled_at) + self.target.timeouts.transaction_seconds
@@ -378,13 +384,15 @@ class Connection(asyncio.Protocol):
     async def leave(self) -> None:
         """QUIT, wait a little for its reply, close."""
         self.retiring = True
-        if not self.protocol.closed and self._transport is not None:
-            self.protocol.quit()
-            self._flush()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.target.timeouts.quit_seconds):
-                    await asyncio.shield(self.closed)
-        self.abort("the connection was left")
+        try:
+            if not self.protocol.closed and self._transport is not None:
+                self.protocol.quit()
+                self._flush()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self.target.timeouts.quit_seconds):
+                        await asyncio.shield(self.closed)
+        finally:
+            self.abort("the connection was left")
 
     # --- transactions -------------------------------------------------------------------------------------------------
 
@@ -412,14 +420,14 @@ class Connection(asyncio.Protocol):
             return await sending.waiter
         except asyncio.CancelledError:
             sending.abandoned = True
-            if exchange.step is Step.CONTENT:
-                self._give_up("the transaction was cancelled")
+            if not exchange.over and not exchange.result.dot_sent and self.protocol.first is exchange:
+                self._give_up("the transaction was cancelled")  # else, when those before it have their verdicts
             raise
 
     def _not_sendable(self, transaction: Transaction) -> TransactionResult | None:
         """A result that needs no server."""
         result = TransactionResult(rcpt_replies=[None] * len(transaction.recipients))
-        if self.protocol.closed or self._transport is None:
+        if self.protocol.closed or self._transport is None or self.protocol.goodbye is not None:
             self.found_dead = result.reused_dead = True
             detail = self._ended.detail if self._ended else "the connection is closed"
             result.failure = Failure(Phase.MAIL, FailureKind.CLOSED, detail)

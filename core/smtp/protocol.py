@@ -5,8 +5,10 @@ Rules
   4.2, RFC 2920 section 3.1). So commands go into a queue as they are written, and a reply takes its head. A reply
   that nobody asked for, one whose first digit does not fit its command, and what is no reply at all are protocol
   errors: the connection is of no use any more, and nothing is ever paired with a later command.
-- 421 answers any command by closing (section 3.8): what was written behind that command is not acted upon, so a
-  transaction behind it was not tried, even if its content was written. In answer to a final dot it leaves it unknown.
+- 421 answers any command by closing (section 3.8). In answer to a final dot it leaves the message unknown. What was
+  written behind the command that it answers is not acted upon: if the connection then ends without another reply, the
+  transactions behind were not tried, even if their content was written. Some servers say 421 and go on: so where
+  content is out, the replies that still come are read and count. Nothing more is written.
 - The session: banner, then one command at a time (EHLO, STARTTLS, AUTH) until `open`, then transactions.
       BANNER -> COMMANDS -> READY -> LEAVING        COMMANDS -> TLS -> COMMANDS        any -> CLOSED
   In TLS (the 220 to STARTTLS is in, the handshake is not done) no octet may come: it could be injected (RFC 3207).
@@ -106,7 +108,9 @@ class SmtpProtocol:
         self.output: list[bytes] = []
         self.error: ProtocolError | None = None  # why the state is CLOSED, where the server broke the protocol
         self.goodbye: Reply | None = None  # the 421 that closed
+        self._answers_at_goodbye = 0
         self.begun = 0  # transactions
+        self.answers = 0  # replies that were paired with a command
         self._parser = ReplyParser()
         self._expected: deque[Expected] = deque([(Command.BANNER, None, 0)])
         self._open: deque[Exchange] = deque()  # begun and not settled; they settle in this order
@@ -137,6 +141,8 @@ class SmtpProtocol:
             error = InjectedOctets("the server sent octets behind its 220 to STARTTLS")
         if error is not None:
             events += self._break(error)
+        elif self.goodbye is not None and not self.closed and not any(ex.result.dot_sent for ex in self._open):
+            events += self.lose(FailureKind.CLOSED, "the server closed the connection (421)")
         return events
 
     @property
@@ -150,12 +156,15 @@ class SmtpProtocol:
     def lose(self, kind: FailureKind, detail: str) -> list[Event]:
         """The connection is lost, or given up: no exchange gets a verdict any more."""
         self.state = State.CLOSED
+        if kind is FailureKind.CLOSED and self.goodbye is not None and self.answers == self._answers_at_goodbye:
+            for exchange in self._open:
+                exchange.result.dot_sent = False  # 421, and not another word: it acted on nothing behind it
         self._expected.clear()
         self._current = None
         events: list[Event] = []
         while self._open:
             exchange = self._open.popleft()
-            exchange.lose(kind, detail)
+            exchange.lose(kind, detail, self.goodbye)
             events.append(Settled(exchange))
         return events
 
@@ -171,6 +180,7 @@ class SmtpProtocol:
             self._unasked(reply, events)
             return
         command, exchange, index = self._expected.popleft()
+        self.answers += 1
         if reply.code == 421 and command is not Command.QUIT:
             self._closing(command, exchange, index, reply, events)
             return
@@ -210,28 +220,31 @@ class SmtpProtocol:
     def _closing(
         self, command: Command, exchange: Exchange | None, index: int, reply: Reply, events: list[Event]
     ) -> None:
-        """421: the server closes, and acts on nothing that was written behind the command it answered."""
+        """421: the server closes. Its own exchange is lost, unless its content is out and others may be taken."""
         self.goodbye = reply
+        self._answers_at_goodbye = self.answers
         if exchange is None:
             events.append(Answered(command, reply))
-        for other in self._open:
-            if other is not exchange or command is not Command.LAST:
-                other.result.dot_sent = False
-        if exchange is not None and not exchange.over:
-            result = exchange.result
-            exchange.lose(FailureKind.CLOSED, "the server closed the connection (421)", reply)
-            result.reused_dead = False  # it was tried, and answered
-            if command is Command.MAIL:
-                result.mail_reply = reply
-            elif command is Command.RCPT:
-                result.rcpt_replies[index] = reply
-            elif command is Command.DATA:
-                result.data_reply = reply
-            else:
-                result.final_reply = reply
-            self._open.popleft()
-            events.append(Settled(exchange))
-        events += self.lose(FailureKind.CLOSED, "the server had closed the connection before (421)")
+        if exchange is None or exchange.over:
+            return
+        result = exchange.result
+        if command is Command.RCPT and exchange.at_once:
+            self._rcpt_answer(exchange, index, reply, events)
+            return
+        if command is not Command.LAST:
+            result.dot_sent = False
+        exchange.lose(FailureKind.CLOSED, "the server closed the connection (421)", reply)
+        result.reused_dead = False  # it was tried, and answered
+        if command is Command.MAIL:
+            result.mail_reply = reply
+        elif command is Command.RCPT:
+            result.rcpt_replies[index] = reply
+        elif command is Command.DATA:
+            result.data_reply = reply
+        else:
+            result.final_reply = reply
+        self._open.popleft()
+        events.append(Settled(exchange))
 
     # --- the session --------------------------------------------------------------------------------------------------
 
@@ -293,9 +306,9 @@ class SmtpProtocol:
     @property
     def may_begin(self) -> bool:
         """Whether the envelope of another message may be written now."""
-        return (
-            self.state is State.READY and self._current is None and (self.capabilities.pipelining or not self._expected)
-        )
+        if self.state is not State.READY or self._current is not None or self.goodbye is not None:
+            return False
+        return self.capabilities.pipelining or not self._expected
 
     @property
     def chunks_many(self) -> bool:
@@ -356,7 +369,7 @@ class SmtpProtocol:
         """A transaction ended in its envelope and has nothing more to write: leave no open one at the server."""
         if self._current is exchange:
             self._current = None
-        if self._last is exchange:  # else RSET stands before the next MAIL already
+        if self._last is exchange and self.goodbye is None:  # else RSET stands before the next MAIL already
             if exchange.result.mail_reply is not None and exchange.result.mail_reply.severity == 2:
                 self._write(Command.RSET, b"RSET\r\n")
             self._clean = True
@@ -391,6 +404,11 @@ class SmtpProtocol:
             return
         if not exchange.accepted:
             exchange.result.dot_sent = False  # nobody to take it for
+            if self.goodbye is not None:
+                exchange.lose(FailureKind.CLOSED, "the server closed the connection (421)", self.goodbye)
+                self._open.popleft()
+                events.append(Settled(exchange))
+                return
             self._settle(exchange, Happening.REFUSED, events)
             if exchange.chunked or not pipelining:
                 self._refused(exchange)

@@ -205,10 +205,10 @@ def _start(place: Place) -> None:
         with os.scandir(listing) as entries:
             for entry in entries:
                 name = os.fsencode(entry.name)
-                if name.startswith(TEMPORARY):
+                if name.startswith(TEMPORARY) or name.endswith(b".lock"):
                     with suppress(OSError):
                         if written - os.stat(name, dir_fd=place.mpu_fd).st_mtime > _LITTER_SECONDS:
-                            os.unlink(name, dir_fd=place.mpu_fd)
+                            _remove_unheld(place.mpu_fd, name)
     finally:
         os.close(listing)
     with suppress(OSError, ValueError):
@@ -218,6 +218,16 @@ def _start(place: Place) -> None:
         finally:
             os.close(fd)
     place.sidecars.refresh()
+
+
+def _remove_unheld(mpu_fd: int, name: bytes) -> None:
+    """What a killed process left; not what a living one has locked. Raises OSError."""
+    fd = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=mpu_fd)
+    try:
+        if kernel.lock(fd):
+            os.unlink(name, dir_fd=mpu_fd)
+    finally:
+        os.close(fd)
 
 
 def _matcher(settings: Directory) -> names.Matcher:

@@ -13,6 +13,7 @@ import pytest
 from core.domain.outcome import Outcome
 from core.domain.sidecar import Sidecar
 from core.spool import kernel, recover
+from core.spool.claim import take_lock
 from core.spool.directory import Claim, Delete, DirectorySpool, Hold, PutBack, Recovered, ToBadmail, Verdict
 from core.spool.kernel import Features
 from core.spool.logread import OwnerLog, read_logs
@@ -426,13 +427,12 @@ def test_an_owner_that_sends_and_dies_while_we_recover_is_unknown_not_untouched(
     write(path)
     claimed = claim(dead)
     spool = successor(path, dead)
-    real = recover.take_lock
 
     def meanwhile(place: Place, fd: int, base: bytes) -> int:
         if not dead.place.closed:
             begin(claimed)
             kill(dead)
-        return real(place, fd, base)
+        return take_lock(place, fd, base)
 
     monkeypatch.setattr(recover, "take_lock", meanwhile)
     (recovered,) = spool.recover()
@@ -514,9 +514,14 @@ def test_another_programs_lock_file_is_none_of_ours(path: Path, dead: DirectoryS
 def test_litter_of_dead_writers_goes_and_what_is_young_stays(path: Path) -> None:
     spool_at(path).close()
     old = write(path / ".mpu", "tmp-old", age=7200)
+    free = write(path / ".mpu", "0f.lock", age=7200)
+    held = write(path / ".mpu", "1f.lock", age=7200)
+    fd = os.open(path / ".mpu" / "1f.lock", os.O_RDWR)
+    assert kernel.lock(fd)
     young = write(path / ".mpu", "tmp-young")
     spool = spool_at(path)
     left = os.listdir(os.fsencode(path / ".mpu"))
-    assert old not in left
-    assert young in left
+    assert not {old, free} & set(left)
+    assert {young, held} <= set(left)
+    os.close(fd)
     spool.close()

@@ -25,7 +25,7 @@ from core.smtp.capabilities import HELO_ONLY, choose_mechanism, login_wanted, pa
 from core.smtp.connection import Connection
 from core.smtp.dialogue import ConnectFailed, FailureKind, Target
 from core.smtp.errors import ConversationEnded, InjectedOctets, ProtocolError
-from core.smtp.protocol import Command
+from core.smtp.events import Command
 
 _HELO_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Za-z:.]+\]")
 _MAX_CHALLENGES = 4

@@ -24,13 +24,13 @@ Rules
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
 
 from core.domain.reply import Reply
 from core.smtp.commands import mail_line, rcpt_line
 from core.smtp.dialogue import Capabilities, FailureKind, Transaction
 from core.smtp.errors import InjectedOctets, ProtocolError
+from core.smtp.events import FITTING, Answered, Command, Event, Expected, GoAhead, Settled
 from core.smtp.exchange import Exchange, Happening, Step
 from core.smtp.reply_parser import ReplyParser
 from core.smtp.stuffing import DotStuffer
@@ -45,58 +45,6 @@ class State(Enum):
     READY = "ready"
     LEAVING = "leaving"  # QUIT is written
     CLOSED = "closed"
-
-
-class Command(Enum):
-    """What a reply can answer."""
-
-    BANNER = "the connection"
-    EHLO = "EHLO"
-    HELO = "HELO"
-    STARTTLS = "STARTTLS"
-    AUTH = "AUTH"
-    NOOP = "NOOP"
-    QUIT = "QUIT"
-    RSET = "RSET"
-    MAIL = "MAIL"
-    RCPT = "RCPT"
-    DATA = "DATA"
-    BDAT = "BDAT"
-    LAST = "the content"  # the final dot or BDAT LAST
-    LONE_DOT = "the lone dot"
-
-
-# The first digits that fit; to DATA a 2xx and to all but DATA and AUTH a 3xx has no meaning.
-_FITTING: dict[Command, tuple[int, ...]] = dict.fromkeys(Command, (2, 4, 5)) | {
-    Command.AUTH: (2, 3, 4, 5),
-    Command.DATA: (3, 4, 5),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Answered:
-    """A command of the session was answered."""
-
-    command: Command
-    reply: Reply
-
-
-@dataclass(frozen=True, slots=True)
-class GoAhead:
-    """Write the content of this exchange now."""
-
-    exchange: Exchange
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """The result of this exchange is complete."""
-
-    exchange: Exchange
-
-
-Event = Answered | GoAhead | Settled
-Expected = tuple[Command, Exchange | None, int]
 
 
 class SmtpProtocol:
@@ -184,7 +132,7 @@ class SmtpProtocol:
         if reply.code == 421 and command is not Command.QUIT:
             self._closing(command, exchange, index, reply, events)
             return
-        if reply.severity not in _FITTING[command] and command is not Command.QUIT:
+        if reply.severity not in FITTING[command] and command is not Command.QUIT:
             raise ProtocolError(f"the server answered {reply.code} to {command.value}")
         if exchange is None:
             self._session_answer(command, reply, events)

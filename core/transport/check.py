@@ -13,7 +13,7 @@ from core.domain.reply import Phase
 from core.smtp.connection import Connection
 from core.smtp.dial import dial, tls_context
 from core.smtp.dialogue import ConnectFailed, Timeouts
-from core.smtp.protocol import Command
+from core.smtp.events import Command
 from core.transport.smtp import fault_of, target_of
 
 CHECK_SECONDS = 30.0  # a person waits for it

@@ -9,8 +9,9 @@ import pytest
 from core.domain.reply import Phase
 from core.smtp.dialogue import Capabilities, FailureKind, Transaction
 from core.smtp.errors import InjectedOctets
+from core.smtp.events import Answered, Command, Event, GoAhead, Settled
 from core.smtp.exchange import TABLE, Exchange, Happening, Step
-from core.smtp.protocol import Answered, Command, Event, GoAhead, Settled, SmtpProtocol, State
+from core.smtp.protocol import SmtpProtocol, State
 from tests.support.smtp_mail import Octets, To
 
 PIPELINING = Capabilities(pipelining=True)

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -52,6 +52,16 @@ log = structlog.get_logger()
 READ_INLINE_BYTES = 1 << 18  # larger files are read in a thread
 
 
+class Passage(Protocol):
+    """One message's way through an account, with the settings it set out with."""
+
+    @property
+    def account(self) -> Account: ...
+
+    @property
+    def transport(self) -> Transport: ...
+
+
 class Outlets(Protocol):
     """The accounts as delivery sees them: which may be used now, and what became of using one."""
 
@@ -59,23 +69,19 @@ class Outlets(Protocol):
         """Which account a message of the directory goes through now."""
         ...
 
-    def account(self, name: str) -> Account: ...
-
-    def transport(self, name: str) -> Transport: ...
-
-    def begin(self, name: str) -> None:
-        """A message sets out; the one on trial, where the account's circuit is half open."""
+    def begin(self, name: str) -> Passage:
+        """A message sets out; it is the one on trial, where the account's circuit is half open."""
         ...
 
-    def worked(self, name: str) -> None:
+    def worked(self, passage: Any) -> None:
         """The account's server took or refused a message for its own sake."""
         ...
 
-    def failed(self, fault: AccountFault) -> None:
+    def failed(self, passage: Any, fault: AccountFault) -> None:
         """It is the account's fault."""
         ...
 
-    def ended(self, name: str) -> None:
+    def ended(self, passage: Any) -> None:
         """The message that set out is done with the account, whatever came of it."""
         ...
 
@@ -244,19 +250,19 @@ class Delivery:
             name = work.route.account
             if name is None or not self._ledger.healthy or not work.spool.claims_allowed:
                 return
-            self._outlets.begin(name)
+            passage = self._outlets.begin(name)
             try:
-                await self._through(work, name, recipients)
+                await self._through(work, passage, recipients)
             finally:
-                self._outlets.ended(name)
+                self._outlets.ended(passage)
 
-    async def _through(self, work: _Work, name: str, recipients: Sequence[Recipient]) -> None:
-        account = self._outlets.account(name)
+    async def _through(self, work: _Work, passage: Passage, recipients: Sequence[Recipient]) -> None:
+        account = passage.account
         try:
-            turn = await self._outlets.transport(name).turn()
+            turn = await passage.transport.turn()
         except AccountUnavailable as error:
-            self._outlets.failed(error.fault)
-            work.tried |= {name}
+            self._outlets.failed(passage, error.fault)
+            work.tried |= {account.name}
             return
         try:
             if work.claim is None:
@@ -265,7 +271,7 @@ class Delivery:
             attempt = await turn.send(mail, work.claim)
         finally:
             turn.release()
-        self._take(work, account, attempt)
+        self._take(work, passage, attempt)
         if attempt.unlogged and not work.open_recipients() and _all_sent(work):
             work.spool.discard_now(work.claim)
 
@@ -282,7 +288,7 @@ class Delivery:
         )
         return OutgoingMail(sender, recipients, content, envelope.ret, envelope.envid)
 
-    def _take(self, work: _Work, account: Account, attempt: Attempt) -> None:
+    def _take(self, work: _Work, passage: Passage, attempt: Attempt) -> None:
         """Enter what an attempt brought; leave open what another account, or a new transaction, may still do."""
         duplicate = work.sidecar is not None and work.sidecar.possible_duplicate
         if duplicate:
@@ -294,12 +300,12 @@ class Delivery:
             if not rest_now:
                 work.outcomes[outcome.recipient] = outcome
         if attempt.fault is not None:
-            self._outlets.failed(attempt.fault)
+            self._outlets.failed(passage, attempt.fault)
         else:
-            self._outlets.worked(account.name)
+            self._outlets.worked(passage)
         blames = {o.blame for o in attempt.outcomes if o.outcome is not Outcome.SENT}
         if blames & {Blame.ACCOUNT, Blame.SENDER}:
-            work.tried |= {account.name}
+            work.tried |= {passage.account.name}
             self._reopen(work, attempt)
 
     def _reopen(self, work: _Work, attempt: Attempt) -> None:

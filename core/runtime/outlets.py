@@ -26,6 +26,15 @@ log = structlog.get_logger()
 _CLOSED = Circuit()
 
 
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """One message's way through an account: the settings it set out with, and whether it is the one on trial."""
+
+    account: Account
+    transport: Transport
+    trial: bool = False
+
+
 @dataclass(slots=True)
 class _Outlet:
     account: Account
@@ -79,40 +88,39 @@ class Outlets:
         """Its way out now. Raises NotFound."""
         return self._get(name).transport
 
-    def begin(self, name: str) -> None:
-        """A message sets out; the one on trial, where the circuit is half open."""
+    def begin(self, name: str) -> Passage:
+        """A message sets out; it is the one on trial, where the circuit is half open."""
         outlet = self._get(name)
         if outlet.circuit is not _CLOSED:
             outlet.circuit = outlet.circuit.begin_trial()
+        return Passage(outlet.account, outlet.transport, outlet.circuit.trial)
 
-    def worked(self, name: str) -> None:
+    def worked(self, passage: Passage) -> None:
         """The account's server took or refused a message for its own sake."""
-        outlet = self._outlets.get(name)
-        if outlet is None or outlet.circuit is _CLOSED:
-            return
+        outlet = self._of(passage)
+        if outlet is None or not passage.trial or not outlet.circuit.trial:
+            return  # what was in flight when a pause came tells nothing of it
         pause = outlet.circuit.pause
-        if pause is not None and not outlet.circuit.trial:
-            return  # a message that was in flight when the pause came tells nothing of it
-        self._change(name, outlet, _CLOSED)
+        self._change(passage.account.name, outlet, _CLOSED)
         if pause is not None:
-            log.info("account works again", account=name)
-        self._on_open(name)
+            log.info("account works again", account=passage.account.name)
+        self._on_open(passage.account.name)
 
-    def failed(self, fault: AccountFault) -> None:
+    def failed(self, passage: Passage, fault: AccountFault) -> None:
         """Pause the account, or all of its tenant: their fault, for as long as the fault says."""
-        outlet = self._outlets.get(fault.account)
+        outlet = self._of(passage)
         if outlet is None:
-            return
+            return  # the fault is of settings that were changed meanwhile
         outlet.faults += 1
-        self._open(outlet, fault)
+        self._open(outlet, fault, on_trial=passage.trial)
         if fault.code == TENANT_BLOCKED:
             for name, other in self._outlets.items():
                 if other is not outlet and _tenant(other.account) == _tenant(outlet.account):
-                    self._open(other, replace(fault, account=name))
+                    self._open(other, replace(fault, account=name), on_trial=False)
 
-    def _open(self, outlet: _Outlet, fault: AccountFault) -> None:
+    def _open(self, outlet: _Outlet, fault: AccountFault, *, on_trial: bool) -> None:
         circuit = outlet.circuit
-        if circuit.pause is not None and not circuit.trial and circuit.blocked(self._clock.now()):
+        if not on_trial and circuit.blocked(self._clock.now()):
             return  # others in flight say the same; only a trial makes it longer
         circuit = circuit.failed(fault, now=self._clock.now(), chance=self._chance())
         self._change(fault.account, outlet, circuit)
@@ -126,12 +134,17 @@ class Outlets:
             remedy=fault.remedy,
         )
 
-    def ended(self, name: str) -> None:
+    def ended(self, passage: Passage) -> None:
         """The message that set out is done with the account."""
-        outlet = self._outlets.get(name)
-        if outlet is not None and outlet.circuit.trial:
+        outlet = self._of(passage)
+        if passage.trial and outlet is not None and outlet.circuit.trial:
             outlet.circuit = outlet.circuit.end_trial()
-            self._on_open(name)
+            self._on_open(passage.account.name)
+
+    def _of(self, passage: Passage) -> _Outlet | None:
+        """None: the account is gone, or has other settings now."""
+        outlet = self._outlets.get(passage.account.name)
+        return outlet if outlet is not None and outlet.transport is passage.transport else None
 
     # --- settings and operators ---
 

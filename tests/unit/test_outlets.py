@@ -15,7 +15,7 @@ from core.domain.outcome import AccountFault
 from core.domain.reply import Phase
 from core.domain.routing import Refusal, Route
 from core.errors import NotFound
-from core.runtime.outlets import Outlets
+from core.runtime.outlets import Outlets, Passage
 from core.transport.base import Turn
 from tests.support.clock import ManualClock
 
@@ -64,6 +64,7 @@ class Bench:
     written: list[tuple[str, Pause | None]] = field(default_factory=list)
     woken: list[str] = field(default_factory=list)
     timers: list[FakeTimer] = field(default_factory=list)
+    passages: dict[str, Passage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.outlets = Outlets(
@@ -96,17 +97,35 @@ class Bench:
 
     def on_trial(self, act: Callable[[], None], name: str = "out") -> None:
         """A message sets out, the act happens, it ends."""
-        self.outlets.begin(name)
+        self.begin(name)
         act()
-        self.outlets.ended(name)
+        self.ended(name)
+
+    def begin(self, name: str) -> None:
+        """The message whose news is told next, until another sets out."""
+        self.passages[name] = self.outlets.begin(name)
+
+    def worked(self, name: str) -> None:
+        self.outlets.worked(self.passages[name])
+
+    def failed(self, fault: AccountFault) -> None:
+        self.outlets.failed(self.passages[fault.account], fault)
+
+    def ended(self, name: str) -> None:
+        self.outlets.ended(self.passages[name])
+
+    def set(self, account: Account, pause: Pause | None = None) -> None:
+        """Add it, and have a message under way through it."""
+        self.outlets.set(account, pause)
+        self.begin(account.name)
 
 
 @pytest.fixture
 async def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
     bench = Bench()
     monkeypatch.setattr(asyncio.get_running_loop(), "call_later", bench.call_later)
-    bench.outlets.set(OUT)
-    bench.outlets.set(SPARE)
+    bench.set(OUT)
+    bench.set(SPARE)
     return bench
 
 
@@ -118,7 +137,7 @@ async def test_mail_goes_through_the_first_account(bench: Bench) -> None:
 
 
 async def test_mail_goes_through_the_next_account_while_the_first_is_paused(bench: Bench) -> None:
-    bench.outlets.failed(PASSING)
+    bench.failed(PASSING)
     until = bench.clock.now() + MINUTE
     assert bench.outlets.route(DIRECTORY, NOBODY) == Route("spare", (Refusal("out", "account_paused", until),))
 
@@ -140,7 +159,7 @@ async def test_a_directory_without_accounts_has_no_way_out(bench: Bench) -> None
 
 async def test_a_fault_pauses_at_once_and_is_written_down(bench: Bench) -> None:
     now = bench.clock.now()
-    bench.outlets.failed(PASSING)
+    bench.failed(PASSING)
     pause = Pause(PausedBy.SERVICE, "connect_failed", "refused", now, now + MINUTE, "Check the host.")
     assert bench.outlets.pause_of("out") == pause
     assert bench.written == [("out", pause)]
@@ -148,17 +167,17 @@ async def test_a_fault_pauses_at_once_and_is_written_down(bench: Bench) -> None:
 
 
 async def test_the_same_fault_of_others_in_flight_makes_the_pause_no_longer(bench: Bench) -> None:
-    bench.outlets.failed(PASSING)
+    bench.failed(PASSING)
     pause = bench.outlets.pause_of("out")
     for _ in range(4):
-        bench.outlets.failed(PASSING)
+        bench.failed(PASSING)
     assert bench.outlets.pause_of("out") == pause
     assert len(bench.written) == 1
     assert bench.outlets.faults_of("out") == 5
 
 
 async def test_directories_are_woken_when_the_pause_is_over_and_not_before(bench: Bench) -> None:
-    bench.outlets.failed(PASSING)
+    bench.failed(PASSING)
     bench.elapse(MINUTE - 0.5)
     assert (bench.woken, bench.may_send()) == ([], "spare")
     bench.elapse(0.6)
@@ -166,26 +185,26 @@ async def test_directories_are_woken_when_the_pause_is_over_and_not_before(bench
 
 
 async def test_one_message_goes_on_trial_alone(bench: Bench) -> None:
-    bench.outlets.failed(PASSING)
+    bench.failed(PASSING)
     bench.elapse(MINUTE + 1)
-    bench.outlets.begin("out")
+    bench.begin("out")
     assert bench.may_send() == "spare"
     bench.woken.clear()
-    bench.outlets.worked("out")
+    bench.worked("out")
     assert (bench.may_send(), bench.woken) == ("out", ["out"])
     assert bench.outlets.pause_of("out") is None
     assert bench.written[-1] == ("out", None)
     bench.woken.clear()
-    bench.outlets.ended("out")
-    bench.outlets.begin("out")
+    bench.ended("out")
+    bench.begin("out")
     assert (bench.may_send(), bench.woken) == ("out", [])  # all together again
 
 
 async def test_a_failed_trial_doubles_the_pause(bench: Bench) -> None:
-    bench.outlets.failed(PASSING)
+    bench.failed(PASSING)
     for seconds in (120, 240, 480, 960, 1920, 3600, 3600):
         bench.elapse(HOUR + 1)
-        bench.on_trial(lambda: bench.outlets.failed(PASSING))
+        bench.on_trial(lambda: bench.failed(PASSING))
         pause = bench.outlets.pause_of("out")
         assert pause is not None
         assert pause.until == bench.clock.now() + seconds
@@ -193,7 +212,7 @@ async def test_a_failed_trial_doubles_the_pause(bench: Bench) -> None:
 
 
 async def test_a_trial_that_told_nothing_is_followed_by_another(bench: Bench) -> None:
-    bench.outlets.failed(PASSING)
+    bench.failed(PASSING)
     bench.elapse(MINUTE + 1)
     bench.woken.clear()
     bench.on_trial(lambda: None)
@@ -201,64 +220,64 @@ async def test_a_trial_that_told_nothing_is_followed_by_another(bench: Bench) ->
 
 
 async def test_a_message_that_was_in_flight_does_not_lift_the_pause(bench: Bench) -> None:
-    bench.outlets.begin("out")
-    bench.outlets.failed(PASSING)
-    bench.outlets.worked("out")
+    bench.begin("out")
+    bench.failed(PASSING)
+    bench.worked("out")
     assert bench.may_send() == "spare"
 
 
 async def test_a_refused_login_is_tried_once_an_hour_five_times(bench: Bench) -> None:
-    bench.outlets.failed(REFUSED)
+    bench.failed(REFUSED)
     logins = 1
     for _ in range(30 * 4):
         bench.elapse(HOUR / 4)
         if bench.may_send() == "out":
             logins += 1
-            bench.on_trial(lambda: bench.outlets.failed(REFUSED))
+            bench.on_trial(lambda: bench.failed(REFUSED))
     assert logins == 6
     assert bench.may_send() == "spare"
 
 
 async def test_a_clock_set_back_keeps_no_account_waiting(bench: Bench) -> None:
-    bench.outlets.failed(PASSING)
+    bench.failed(PASSING)
     bench.clock.jump(-DAY)
     bench.elapse(MINUTE + 1)
     assert (bench.woken, bench.may_send()) == (["out"], "out")
-    bench.on_trial(lambda: bench.outlets.failed(PASSING))
+    bench.on_trial(lambda: bench.failed(PASSING))
     assert bench.may_send() == "spare"
 
 
 async def test_a_tenants_fault_pauses_all_accounts_of_its_domain(bench: Bench) -> None:
     host = "smtp.office365.com"
     for name, user in [("a", "a@x.example"), ("b", "b@X.example"), ("c", "c@y.example"), ("d", None), ("e", None)]:
-        bench.outlets.set(Account(name, host, username=user))
-    bench.outlets.set(Account("f", host, from_address="f@x.example"))
-    bench.outlets.set(Account("g", "smtp.example.com", username="g@x.example"))
-    bench.outlets.failed(replace(TENANT, account="a"))
+        bench.set(Account(name, host, username=user))
+    bench.set(Account("f", host, from_address="f@x.example"))
+    bench.set(Account("g", "smtp.example.com", username="g@x.example"))
+    bench.failed(replace(TENANT, account="a"))
     assert [n for n in bench.outlets.names if bench.outlets.pause_of(n) is not None] == ["a", "b", "f"]
     assert sorted(name for name, _ in bench.written) == ["a", "b", "f"]
     assert [bench.outlets.faults_of(n) for n in ("a", "b")] == [1, 0]
 
 
 async def test_a_tenants_fault_of_an_account_without_a_domain_is_its_own(bench: Bench) -> None:
-    bench.outlets.set(Account("other", OUT.host))
-    bench.outlets.failed(TENANT)
+    bench.set(Account("other", OUT.host))
+    bench.failed(TENANT)
     assert [n for n in bench.outlets.names if bench.outlets.pause_of(n) is not None] == ["out"]
 
 
 @pytest.mark.parametrize("fault", [PASSING, REFUSED])
 async def test_other_faults_pause_one_account(bench: Bench, fault: AccountFault) -> None:
-    bench.outlets.set(Account("one", "h", username="a@x.example"))
-    bench.outlets.set(Account("two", "h", username="b@x.example"))
-    bench.outlets.failed(replace(fault, account="one"))
+    bench.set(Account("one", "h", username="a@x.example"))
+    bench.set(Account("two", "h", username="b@x.example"))
+    bench.failed(replace(fault, account="one"))
     assert bench.outlets.pause_of("two") is None
 
 
 async def test_news_of_an_account_that_is_gone_is_no_error(bench: Bench) -> None:
     bench.outlets.remove("out")
-    bench.outlets.failed(PASSING)
-    bench.outlets.worked("out")
-    bench.outlets.ended("out")
+    bench.failed(PASSING)
+    bench.worked("out")
+    bench.ended("out")
     assert bench.written == []
 
 
@@ -274,7 +293,7 @@ async def test_an_operators_pause_holds_until_resumed(bench: Bench) -> None:
     bench.outlets.resume("out")
     assert (bench.may_send(), bench.woken) == ("out", ["out"])
     assert bench.written == [("out", pause), ("out", None)]
-    bench.outlets.begin("out")
+    bench.begin("out")
     assert bench.may_send() == "spare"  # one message first
 
 
@@ -318,7 +337,7 @@ async def test_a_pause_that_is_over_is_not_shown_although_no_timer_ran(bench: Be
 async def test_a_login_refused_after_an_operators_until_is_not_hammered(bench: Bench) -> None:
     bench.outlets.pause("out", "tonight", bench.clock.now() + HOUR)
     bench.clock.jump(2 * HOUR)
-    bench.on_trial(lambda: bench.outlets.failed(REFUSED))
+    bench.on_trial(lambda: bench.failed(REFUSED))
     assert bench.may_send() == "spare"
     pause = bench.outlets.pause_of("out")
     assert pause is not None
@@ -326,11 +345,11 @@ async def test_a_login_refused_after_an_operators_until_is_not_hammered(bench: B
 
 
 async def test_what_is_in_flight_does_not_touch_an_operators_pause(bench: Bench) -> None:
-    bench.outlets.begin("out")
+    bench.begin("out")
     pause = bench.outlets.pause("out", "maintenance", None)
-    bench.outlets.failed(REFUSED)
-    bench.outlets.worked("out")
-    bench.outlets.ended("out")
+    bench.failed(REFUSED)
+    bench.worked("out")
+    bench.ended("out")
     assert bench.outlets.pause_of("out") == pause
     assert bench.may_send() == "spare"
 
@@ -339,10 +358,28 @@ async def test_what_is_in_flight_does_not_touch_an_operators_pause(bench: Bench)
 
 
 async def test_the_same_settings_again_do_not_reconnect(bench: Bench) -> None:
-    bench.outlets.failed(REFUSED)
+    bench.failed(REFUSED)
     bench.outlets.set(replace(OUT))
     assert [t.account.name for t in bench.made] == ["out", "spare"]
     assert bench.outlets.pause_of("out") is not None
+
+
+async def test_a_fault_of_old_settings_does_not_pause_the_edited_account(bench: Bench) -> None:
+    bench.outlets.set(replace(OUT, password="new"))
+    bench.failed(REFUSED)  # of a login that was under way with the old password
+    assert (bench.may_send(), bench.outlets.pause_of("out")) == ("out", None)
+
+
+async def test_a_message_from_before_the_pause_does_not_end_anothers_trial(bench: Bench) -> None:
+    early = bench.outlets.begin("out")
+    bench.failed(PASSING)
+    bench.elapse(MINUTE + 1)
+    bench.begin("out")
+    bench.outlets.worked(early)
+    bench.outlets.ended(early)
+    assert bench.may_send() == "spare"
+    bench.worked("out")
+    assert bench.may_send() == "out"
 
 
 async def test_an_edit_connects_anew_and_lets_the_old_connections_finish(bench: Bench) -> None:
@@ -356,11 +393,11 @@ async def test_an_edit_connects_anew_and_lets_the_old_connections_finish(bench: 
 
 
 async def test_an_edit_lifts_the_services_pause_and_tries_one_message(bench: Bench) -> None:
-    bench.outlets.failed(REFUSED)
+    bench.failed(REFUSED)
     bench.outlets.set(replace(OUT, password="new"))
     assert (bench.outlets.pause_of("out"), bench.may_send(), bench.woken) == (None, "out", ["out"])
     assert bench.written[-1] == ("out", None)
-    bench.outlets.begin("out")
+    bench.begin("out")
     assert bench.may_send() == "spare"
 
 
@@ -390,7 +427,7 @@ async def test_an_operators_pause_that_ended_while_the_service_was_down_is_lifte
 
 
 async def test_a_removed_account_wakes_nobody(bench: Bench) -> None:
-    bench.outlets.failed(PASSING)
+    bench.failed(PASSING)
     bench.outlets.remove("out")
     bench.elapse(HOUR)
     assert bench.woken == []
@@ -409,7 +446,7 @@ async def test_abort_cuts_every_connection(bench: Bench) -> None:
 
 
 async def test_close_ends_politely_and_leaves_nothing(bench: Bench) -> None:
-    bench.outlets.failed(PASSING)
+    bench.failed(PASSING)
     await bench.outlets.close()
     assert bench.outlets.names == []
     assert [t.closed for t in bench.made] == [True, True]

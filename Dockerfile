@@ -24,8 +24,8 @@ RUN /opt/build/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-di
  && /opt/mpu/bin/python -m compileall -q -j 0 /opt/mpu/lib
 
 FROM python:3.11-slim
-RUN groupadd --system --gid 10025 mpu \
- && useradd --system --uid 10025 --gid mpu --no-create-home --home-dir /var/lib/mpu --shell /usr/sbin/nologin mpu \
+RUN groupadd --gid 10025 mpu \
+ && useradd --uid 10025 --gid mpu --no-create-home --home-dir /var/lib/mpu --shell /usr/sbin/nologin mpu \
  && install -d -o mpu -g mpu -m 0700 /var/lib/mpu \
  && install -d -o mpu -g mpu -m 2770 /var/spool/mpu
 COPY --from=build /opt/mpu /opt/mpu

@@ -103,15 +103,6 @@ class Settings(BaseModel):
     max_open_messages: int = Field(
         default=512, ge=8, le=100_000, description="Message files open at once in the whole process"
     )
-    address_literals: bool = Field(default=False, description="Allow recipients such as user@[192.0.2.1]")
-
-    # --- ledger: the one writer of the database commits in groups ---
-    group_max_entries: int = Field(default=500, ge=1, le=10_000, description="Most settled messages in one commit")
-    group_wait_seconds: float = Field(default=0.005, ge=0, le=1, description="How long a group waits to fill up")
-    read_threads: int = Field(default=4, ge=1, le=64, description="Threads that read the database")
-    database_busy_seconds: float = Field(
-        default=30, ge=1, le=300, description="Wait for a lock that another process holds"
-    )
 
     # --- SMTP (RFC 5321 section 4.5.3.2); the connect time-out is the account's ---
     smtp_banner_timeout_seconds: float = Field(default=300, gt=0, le=3600, description="Until the 220 greeting")
@@ -203,6 +194,11 @@ class Settings(BaseModel):
     @property
     def database_file(self) -> Path:
         return self.data_dir / "mpu.sqlite3"
+
+    @property
+    def may_create_database(self) -> bool:
+        """Keys without a database: it was lost, and an empty one is made only when that is asked for."""
+        return self.new_database or not (self.secret_key_file.exists() or self.api_key_file.exists())
 
     @property
     def api_key_file(self) -> Path:

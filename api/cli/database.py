@@ -33,7 +33,7 @@ def migrate(
     settings = local_settings(data_dir, config)
     path = str(settings.database_file)
     with DataDirLock(settings.data_dir):
-        engine.prepare(path, create=True)
+        engine.prepare(path, create=settings.may_create_database)
         engine.migrate(path)
     say(f"{path} is up to date")
 

@@ -25,5 +25,13 @@ def health(
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         complain(f"{where} does not answer: {error}")
         raise typer.Exit(EXIT_FAILED) from None
-    say(answer.text.strip().strip('"')[:200])
+    say(_word(answer))
     raise typer.Exit(EXIT_OK if answer.is_success else EXIT_FAILED)
+
+
+def _word(answer: httpx.Response) -> str:
+    """ready, degraded, unavailable, live; whatever else was answered, cut."""
+    try:
+        return str(answer.json()["status"])
+    except (ValueError, KeyError, TypeError):
+        return answer.text.strip()[:200]

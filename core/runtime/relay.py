@@ -123,12 +123,10 @@ class Relay:
 
     def _open_store(self) -> Store:
         secret = self.settings.secret_key
-        # keys without a database: it was lost, and a new one is made only when asked for
-        used = self.settings.secret_key_file.exists() or self.settings.api_key_file.exists()
         return Store.open(
             str(self.settings.data_dir),
             clock=self.clock,
-            create=self.settings.new_database or not used,
+            create=self.settings.may_create_database,
             secret_key=secret.get_secret_value() if secret is not None else None,
         )
 

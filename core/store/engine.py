@@ -165,7 +165,7 @@ def _create(path: str, *, allowed: bool) -> bool:
     if not allowed:
         raise DatabaseUnavailable(
             f"there is no database at {path}",
-            remedy="restore it, or create a new one with `mpu init`; settings and history would be empty",
+            remedy="restore it, or start empty with `mpu serve --new-database`; settings and history are gone then",
         )
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))

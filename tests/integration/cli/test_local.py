@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -123,24 +124,41 @@ def test_secret_key_is_one(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     assert mpu("key", "create", "x") == 0
 
 
+def test_a_lost_database_is_not_replaced_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mpu("migrate") == 0
+    assert mpu("rotate-secrets") == 0
+    (tmp_path / "data" / "mpu.sqlite3").unlink()
+    assert mpu("migrate") == 1
+    assert "--new-database" in capsys.readouterr().err
+
+
 def test_migrations_match_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert mpu("migrate", "--check") == 0
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_root_goes_on_as_the_owner_of_the_data_directory(tmp_path: Path) -> None:
-    os.chown(tmp_path / "data", 12345, 12345)
-    for parent in [tmp_path, *tmp_path.parents]:
-        if not parent.stat().st_mode & 0o001:
-            pytest.skip("another user could not reach the data directory")
-    pid = os.fork()
-    if pid == 0:  # a process of its own: there is no way back
-        try:
-            mpu("migrate")
-        finally:
-            os._exit(0)
-    os.waitpid(pid, 0)
-    assert (tmp_path / "data" / "mpu.sqlite3").stat().st_uid == 12345
+def test_root_goes_on_as_the_owner_of_the_data_directory() -> None:
+    """What root leaves there would lock the service out."""
+    with tempfile.TemporaryDirectory(prefix="mpu-owner-") as folder:  # pytest's own folders are closed to others
+        data = Path(folder) / "data"
+        data.mkdir()
+        assert mpu("migrate", "--data-dir", data) == 0
+        (data / "mpu.lock").unlink()
+        for path in (Path(folder), data, *data.iterdir()):
+            os.chown(path, 12345, 12345)
+        child = os.fork()
+        if child == 0:  # there is no way back from being somebody else
+            try:
+                mpu("key", "create", "x", "-o", data / "key", "--data-dir", data)
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert {path.name: path.stat().st_uid for path in data.iterdir()} == {
+            "mpu.sqlite3": 12345,
+            "secret.key": 12345,
+            "mpu.lock": 12345,
+            "key": 12345,
+        }
 
 
 def test_openapi(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

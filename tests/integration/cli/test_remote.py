@@ -223,8 +223,9 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 def test_health(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
-    service.lay("GET /health/ready", '"degraded"')
+    service.lay("GET /health/ready", {"status": "degraded"})
     assert mpu("health") == 0
     assert capsys.readouterr().out == "degraded\n"
-    service.lay("GET /health/live", "stopping", 503)
+    service.lay("GET /health/live", "<html> bad gateway", 502)
     assert mpu("health", "--live") == 1
+    assert capsys.readouterr().out == "<html> bad gateway\n"

@@ -12,13 +12,13 @@ With CHUNKING a small message goes from ENVELOPE to VERDICT at once, and MAIL an
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 
 from core.domain.reply import Phase, Reply
 from core.smtp.dialogue import Failure, FailureKind, Transaction, TransactionResult
 
 
-class Step(Enum):
+class Step(StrEnum):
     """Where a transaction is."""
 
     ENVELOPE = "envelope"
@@ -27,7 +27,7 @@ class Step(Enum):
     OVER = "over"
 
 
-class Happening(Enum):
+class Happening(StrEnum):
     """What moves a transaction on."""
 
     GO_AHEAD = "go_ahead"  # there is somebody to send to, and the content may follow

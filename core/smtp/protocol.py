@@ -24,7 +24,7 @@ Rules
 from __future__ import annotations
 
 from collections import deque
-from enum import Enum
+from enum import StrEnum
 
 from core.domain.reply import Reply
 from core.smtp.commands import mail_line, rcpt_line
@@ -36,7 +36,7 @@ from core.smtp.reply_parser import ReplyParser
 from core.smtp.stuffing import DotStuffer
 
 
-class State(Enum):
+class State(StrEnum):
     """Where the session is."""
 
     BANNER = "banner"

@@ -14,6 +14,8 @@ from core.smtp.errors import ProtocolError
 
 MAX_LINE_BYTES = 32 * 1024
 MAX_LINES = 512
+MAX_SEEN = 32  # replies kept, since "250 2.1.5 Ok" comes again and again
+MAX_SEEN_BYTES = 48
 
 _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
 
@@ -21,13 +23,14 @@ _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
 class ReplyParser:
     """Feed octets, get complete replies; what is incomplete is kept."""
 
-    __slots__ = ("_buffer", "_code", "_lines", "error")
+    __slots__ = ("_buffer", "_code", "_lines", "_seen", "error")
 
     def __init__(self) -> None:
         self.error: ProtocolError | None = None  # set: what was fed is no SMTP from here on
         self._buffer = b""
         self._code = b""
         self._lines: list[str] = []
+        self._seen: dict[bytes, Reply] = {}
 
     @property
     def has_partial(self) -> bool:
@@ -57,6 +60,8 @@ class ReplyParser:
 
     def _line(self, line: bytes) -> Reply | None:
         """Take one line without its LF; the reply if this was its last."""
+        if not self._lines and (seen := self._seen.get(line)) is not None:
+            return seen
         _check_length(line)
         match = _LINE.fullmatch(line.removesuffix(b"\r"))
         if match is None:
@@ -73,7 +78,10 @@ class ReplyParser:
                 raise ProtocolError(f"the server sent a reply of over {MAX_LINES} lines")
             return None
         if not self._lines:
-            return Reply(int(code), (words,))
+            reply = Reply(int(code), (words,))
+            if len(self._seen) < MAX_SEEN and len(line) <= MAX_SEEN_BYTES:
+                self._seen[line] = reply
+            return reply
         reply = Reply(int(code), (*self._lines, words))
         self._lines = []
         return reply

@@ -19,8 +19,8 @@ from core.domain.account import AuthMethod, Security
 from core.domain.reply import Phase
 from core.smtp.dialogue import ConnectFailed, Target
 from core.smtp.pool import Pool
-from tests.support.smtp_mail import SHORT, Told, target
-from tests.support.smtp_server import DEFAULT_EXTENSIONS, Close, Hang, Raw, Script, SmtpServer, Trickle, certificate
+from tests.support.smtp_mail import MAIL, SHORT, Told, target
+from tests.support.smtp_server import Close, Hang, Raw, Script, SmtpServer, Trickle, certificate
 
 SECRET = "pässwort-7Q"
 
@@ -150,13 +150,18 @@ def test_mail_goes_under_tls_on_either_loop(
     tls: tuple[str, ssl.SSLContext, trustme.CA], security: Security, host: str
 ) -> None:
     async def scenario() -> None:
-        script = Script(extensions=(*DEFAULT_EXTENSIONS, "CHUNKING"))
-        async with SmtpServer(script, context=tls[1], implicit_tls=security is Security.TLS) as server:
+        async with SmtpServer(context=tls[1], implicit_tls=security is Security.TLS) as server:
             found = await sends(target(server, host=host, security=security, ca_file=tls[0]))
             assert found is not None
             assert found.startswith("TLSv1.3 TLS_")
             assert server.sessions[0].encrypted
-            assert len(server.messages) == 1
+            body = b".0123456789abcdef\r\n" * 150_000
+            async with pool_to(target(server, host=host, security=security, ca_file=tls[0])) as pool:
+                turn = await pool.turn()
+                result = await turn.send(Told(body=body).transaction)
+                assert result.failure is None
+            assert [message.size for message in server.messages] == [len(MAIL), len(body)]
+            assert server.messages[1].body == body
 
     asyncio.run(scenario())
     uvloop.run(scenario())

@@ -41,9 +41,9 @@ WAYS = {"data": DEFAULT_EXTENSIONS, "chunking": CHUNKING, "basic": BASIC}
 
 
 @contextlib.asynccontextmanager
-async def pool_to(server: SmtpServer, timeouts: Timeouts = SHORT, **options: Any) -> AsyncIterator[Pool]:
+async def pool_to(server: SmtpServer, timeouts: Timeouts | None = None, **options: Any) -> AsyncIterator[Pool]:
     options.setdefault("max_connections", 1)
-    pool = Pool(target(server, timeouts=timeouts), **options)
+    pool = Pool(target(server, timeouts=timeouts or Timeouts()), **options)
     try:
         yield pool
     finally:
@@ -190,7 +190,7 @@ FAULTS: list[tuple[str, Action, Phase, FailureKind, bool]] = [
 async def test_a_fault_is_told_with_its_phase(
     where: str, action: Action, phase: Phase, kind: FailureKind, unknown: bool
 ) -> None:
-    async with SmtpServer(Script(**scripted(where, action))) as server, pool_to(server) as pool:
+    async with SmtpServer(Script(**scripted(where, action))) as server, pool_to(server, SHORT) as pool:
         told = Told()
         result = await send(pool, told)
         assert result.failure is not None
@@ -246,7 +246,7 @@ async def test_a_server_that_stops_reading_is_left_after_the_time_for_a_block() 
         session.transport.pause_reading()
         return Silent()
 
-    async with SmtpServer(Script(body={1: stop_reading})) as server, pool_to(server) as pool:
+    async with SmtpServer(Script(body={1: stop_reading})) as server, pool_to(server, SHORT) as pool:
         told = Told(body=b"")
         told.transaction.body = Octets(b"x" * 20_000_000)
         result = await send(pool, told)
@@ -401,7 +401,7 @@ async def test_after_a_silence_a_chunked_message_waits_for_its_envelope(monkeypa
 
 
 async def test_cancelled_before_the_dot_it_closes_and_after_it_the_reply_is_told() -> None:
-    async with SmtpServer(Script(mail={"*": Hang()})) as server, pool_to(server, Timeouts()) as pool:
+    async with SmtpServer(Script(mail={"*": Hang()})) as server, pool_to(server) as pool:
         told = Told()
         task = asyncio.create_task(send(pool, told))
         while not server.commands[1:]:
@@ -456,7 +456,7 @@ async def test_a_storm_of_refusals_loses_and_doubles_nothing(way: str) -> None:
         return chance.choice(["250 2.1.0 ok"] * 8 + ["550 5.7.1 no", "421 4.3.2 bye", Close()])
 
     script = Script(extensions=WAYS[way], rcpt={"*": rcpt}, mail={"*": mail}, dot=dot)
-    async with SmtpServer(script) as server, pool_to(server, Timeouts(), max_connections=3) as pool:
+    async with SmtpServer(script) as server, pool_to(server, max_connections=3) as pool:
         accepted: list[tuple[str, str]] = []
         unknown: set[str] = set()
 

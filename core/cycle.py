@@ -196,7 +196,9 @@ class Cycle:
         """`.lck` files whose owner died while we live; and disposals that waited for room or a right."""
         async for recovered in _threaded(self.spool.orphans(), self._scan_batch):
             await self._recover(recovered, report)
-        await asyncio.to_thread(self.spool.retry_pending)
+        for disposed in await asyncio.to_thread(self.spool.retry_pending):
+            if disposed.ok:
+                log.info("disposed of at last", directory=self.directory.name, file=disposed.file_name)
 
     async def _recover(self, recovered: Recovered, report: Report | None) -> None:
         try:

@@ -39,7 +39,7 @@ class MessageRejected(MessageError):
 
 
 class MessageNotReady(MessageError):
-    """A writer may still be at work, or the file must rest first. Left untouched; look again after `retry_after_seconds`."""
+    """A writer may still be at work, or the file must rest first. Left untouched, for `retry_after_seconds`."""
 
     code = "being_written"
 
@@ -71,13 +71,13 @@ class MessageBusy(MessageError):
 
 
 class MessageUnreadable(MessageError):
-    """The service's user may not read the file (the detail names owner and mode). Left, with an alert; never badmail."""
+    """The service's user may not read the file (the detail names owner and mode). Left, with an alert."""
 
     code = "unreadable"
 
 
 class MessageRefused(MessageError):
-    """Not a mail file we touch: symlink, FIFO, device, several hard links, another program's format. Left, with an alert."""
+    """Not a mail file we touch: symlink, FIFO, device, hard links, another program's format. Left, with an alert."""
 
     code = "left_alone"
 

@@ -49,7 +49,6 @@ class Ruling:
     remedy: str = ""
     pause_seconds: float | None = None
     passing: bool = False
-    at_once: bool = False  # the rest of the recipients go in a new transaction now
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,8 @@ _RECIPIENT_LATER = Ruling(Blame.RECIPIENT, final=False, code="recipient_deferred
 _MESSAGE = Ruling(
     Blame.MESSAGE, final=True, code="message_refused", remedy="Correct the mail, or ask the provider why it is refused."
 )
-_REST_NOW = Ruling(Blame.MESSAGE, final=False, code="too_many_recipients", at_once=True)
+# delivery.py: where others were taken, these go in a new transaction at once
+_REST_NOW = Ruling(Blame.MESSAGE, final=False, code="too_many_recipients")
 _LATER = Ruling(Blame.TRANSIENT, final=False, code="try_later")
 
 RULES: tuple[Rule, ...] = (

@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Literal
 
+import structlog
+
 from core.cycle import Report
 from core.domain.clock import Clock
 from core.domain.outcome import Outcome
@@ -14,6 +16,8 @@ from core.runtime.audit import Audit
 from core.runtime.finished import Register, new_id
 from core.runtime.inlets import Inlet, Inlets
 from core.runtime.views import Actor, Blocked, DrainRequest, DrainRow, DrainView, Outcomes
+
+log = structlog.get_logger()
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +31,7 @@ class _Drain:
     reports: dict[str, Report | None] = field(default_factory=dict)
     rows: dict[str, DrainRow] = field(default_factory=dict)
     stopping: bool = False
+    failed: bool = False  # of a directory; the log says why
     task: asyncio.Task[None] | None = None
     ended_at: float | None = None
 
@@ -100,7 +105,13 @@ class Drains:
         return [known[name] for name in dict.fromkeys(request.directories)]
 
     async def _run(self, drain: _Drain, inlets: list[Inlet]) -> None:
-        await asyncio.gather(*(self._one(drain, inlet) for inlet in inlets))
+        results = await asyncio.gather(*(self._one(drain, inlet) for inlet in inlets), return_exceptions=True)
+        for inlet, result in zip(inlets, results, strict=True):
+            if isinstance(result, BaseException):
+                drain.failed = True
+                log.error(
+                    "drain failed", directory=inlet.directory.name, exc_info=result, remedy="report this as a fault"
+                )
 
     async def _one(self, drain: _Drain, inlet: Inlet) -> None:
         name = inlet.directory.name
@@ -140,7 +151,7 @@ class Drains:
             **_counted(messages.messages),
             id=drain.id,
             state="running" if running else "stopped" if stopped else "done",
-            complete=not running and not stopped,
+            complete=not (running or stopped or drain.failed),
             stopped=stopped or (running and drain.stopping),
             started_at=drain.started_at,
             duration_seconds=round(end - drain.began, 3),

@@ -194,7 +194,7 @@ class Prepared:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is done to the message, and why, for people."""
+        """What else is done to the message than fields that leave or are added, and why, for people."""
         return tuple(_notes(self))
 
     def content(
@@ -353,21 +353,10 @@ def _notes(prepared: Prepared) -> Iterator[str]:
     header = prepared.header
     for what in prepared._dropped:
         yield f"{what} before the header: not sent"
-    names = dict.fromkeys(
-        header.data[start : start + len(name)].decode("ascii") for name, start, _, _ in header.leaving
-    )
-    if names:
-        yield f"not sent: {', '.join(names)}"
     alone = {b"x-sender", b"x-receiver"} & header.by_name.keys()
     if len(alone) == 1:
         there = alone.pop().decode()
         yield f"{there} stands alone and makes no envelope: sender and recipients come from the other fields"
-    if not prepared.has_date:
-        yield "Date is added: when the file was written"
-    if prepared.internet_message_id is None:
-        yield "Message-ID is added"
-    if only_hidden_recipients(header):
-        yield "To: undisclosed-recipients:; is added"
     for text, reason in prepared.envelope.rejected:
         yield f"recipient {text!r} is no mailbox: {reason}"
     yield from _body_notes(prepared)

@@ -202,7 +202,10 @@ class _Call:
         """Ask the server. Outcomes are in the journal before this returns."""
         capabilities = turn.capabilities
         content = self._mail.content
-        body = content.body(eight_bit_allowed=capabilities.eight_bit_mime, smtputf8_allowed=capabilities.smtputf8)
+        make_body = functools.partial(
+            content.body, eight_bit_allowed=capabilities.eight_bit_mime, smtputf8_allowed=capabilities.smtputf8
+        )
+        body = make_body() if content.size <= INLINE_BYTES else await asyncio.to_thread(make_body)
         international = not self._mail.sender.isascii() or any(not r.mailbox.isascii() for r in self._asked)
         return await turn.send(
             Transaction(

@@ -82,7 +82,7 @@ def test_keys_of_the_environment_win_and_leave_no_file(tmp_path: Path) -> None:
         secrets.add_key()
 
 
-@pytest.mark.parametrize("text", ["passphrase", "abc,def", f"{KEY},x"])
+@pytest.mark.parametrize("text", ["passphrase", "abc,def", f"{KEY},x"], ids=["word", "two words", "a key and a word"])
 def test_an_environment_key_that_is_none_is_named_and_not_shown(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidSettings) as caught:
         load(str(tmp_path), text)

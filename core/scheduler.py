@@ -28,7 +28,7 @@ from core.domain.account import Directory
 
 log = structlog.get_logger()
 
-DAY_SECONDS = 86_400
+HOUR_SECONDS = 3600
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _WEEKDAY = re.compile(r"(\*|[0-7]|[a-z]{3})(?:-([0-7]|[a-z]{3}))?(?:/([1-9][0-9]*))?", re.ASCII)
 
@@ -133,12 +133,12 @@ class Scheduler:
             **({"next_run_time": datetime.now(UTC)} if now else {}),
         )
 
-    def daily(self, name: str, run: Run) -> None:
-        """Housekeeping: once now and then each day."""
+    def hourly(self, name: str, run: Run) -> None:
+        """Housekeeping: once now and then each hour."""
         self._scheduler.add_job(
             run,
-            IntervalTrigger(seconds=DAY_SECONDS, timezone=UTC),
-            id=f"{name} (daily)",  # no directory's name
+            IntervalTrigger(seconds=HOUR_SECONDS, timezone=UTC),
+            id=f"{name} (hourly)",  # no directory's name
             replace_existing=True,
             next_run_time=datetime.now(UTC),
         )

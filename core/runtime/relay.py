@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import platform
 import random
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from importlib import metadata
 from typing import Any
 
 import structlog
-from sqlmodel import Session
 
 from core.cycle import Report
 from core.delivery import Delivered, Delivery, Limits
@@ -56,16 +54,13 @@ from core.smtp.dialogue import Timeouts
 from core.spool.watch import Watcher
 from core.store import accounts as account_rows
 from core.store import directories as directory_rows
-from core.store import idempotency, pauses, retention
+from core.store import pauses, retention
 from core.store.ledger import Health
 from core.store.store import Store
 from core.store.tables import REVISION
 from core.transport.smtp import SmtpTransport
 
 log = structlog.get_logger()
-
-RETENTION_PAUSE_SECONDS = 0.05  # between batches, so that outcomes don't wait for housekeeping
-DAY_SECONDS = 86_400.0
 
 
 class Relay:
@@ -110,7 +105,7 @@ class Relay:
             await self._start_demo()
         await self._take_over()
         self.scheduler.start()
-        self.scheduler.daily("retention", self._forget_old)
+        self.scheduler.hourly("retention", self._forget_old)
         self._watching = asyncio.get_running_loop().create_task(self._watch())
         self._state = "ready"
         self._report_secret_key()
@@ -334,18 +329,10 @@ class Relay:
             log.exception("directories are not watched", reason=str(error), remedy="the interval finds files; restart")
 
     async def _forget_old(self) -> None:
-        """Delete what is older than `history_days`, in small batches, between which outcomes get their turn."""
-        settings = await self.runtime_settings.get()
-        now = self.clock.now()
-        await self.store.write(lambda session: idempotency.forget_old(session, now=now))
-        before = now - settings.history_days * DAY_SECONDS
-        for batch in (retention.history, retention.superseded, retention.acts_and_audit):
-            limit = now - 3600 if batch is retention.superseded else before
-            await self._forget(functools.partial(batch, before=limit))
-
-    async def _forget(self, batch: Callable[[Session], int]) -> None:
-        while await self.store.write(batch):  # noqa: ASYNC110 - outcomes get their turn; there is no event
-            await asyncio.sleep(RETENTION_PAUSE_SECONDS)
+        """Delete what is older than `history_days`."""
+        deleted = await retention.run(self.store, self.clock)
+        if deleted:
+            log.info("old history deleted", rows=deleted)
 
     # --- what it says of itself ---
 

@@ -139,7 +139,8 @@ class TransactionResult:
     (then rcpt_replies are None); a recipient whose `rcpt_replies` entry is not 2xx is refused; for the accepted ones
     `data_reply` (not 354: refused) and then `final_reply` is the verdict. final_reply may also be a 4xx or 5xx that
     came in the middle of the body.
-    failure is set: accepted recipients are unknown if `dot_sent`, else not sent. Refusals in rcpt_replies hold anyway.
+    failure is set: final_reply is None, and every recipient that was not refused (with CHUNKING its RCPT may be without
+    a reply) is unknown if `dot_sent`, else not sent. Refusals in mail_reply and rcpt_replies hold anyway.
     """
 
     rcpt_replies: list[Reply | None]  # one per recipient, in their order

@@ -150,11 +150,11 @@ class SmtpProtocol:
     def _unasked(self, reply: Reply, events: list[Event]) -> None:
         exchange = self._current
         if exchange is not None and exchange.step is Step.CONTENT and reply.severity in (4, 5):
-            exchange.result.final_reply = reply
             if reply.code == 421:
                 self.goodbye = reply
                 exchange.lose(FailureKind.CLOSED, "the server closed in the middle of the content", reply)
             else:
+                exchange.result.final_reply = reply
                 exchange.move(Happening.ANSWERED)
             self._open.popleft()
             events.append(Settled(exchange))
@@ -189,8 +189,6 @@ class SmtpProtocol:
             result.rcpt_replies[index] = reply
         elif command is Command.DATA:
             result.data_reply = reply
-        else:
-            result.final_reply = reply
         self._open.popleft()
         events.append(Settled(exchange))
 

@@ -39,6 +39,7 @@ _REMEDIES = {
     "plaintext_login_refused": "Use security starttls or tls; or set allow_plaintext_login if the way is safe.",
     "token_failed": "Check the account's OAuth settings; no access token could be had.",
 }
+REUSED_DEAD_MAX = 3  # so often a message moves on at once from a kept connection that was dead
 # what nobody mends by waiting, although it is not the login's fault
 _CONFIGURATION = frozenset({"login_not_offered", "plaintext_login_refused"})
 
@@ -148,7 +149,9 @@ class SmtpTurn:
         try:
             call = self._call(mail, journal, started)
             result = call.refused or await call.run(self._turn)
-            if result.reused_dead:
+            for _ in range(REUSED_DEAD_MAX):
+                if not result.reused_dead:
+                    break
                 self._turn = await self._transport.pool_turn()
                 call = self._call(mail, journal, started)
                 result = call.refused or await call.run(self._turn)
@@ -224,7 +227,7 @@ class _Call:
     def attempt(self, result: TransactionResult, ended: float) -> Attempt:
         """The whole, once the connection is done with it."""
         if self._outcomes is None:
-            self._on_result(result)
+            self._conclude(result)
         assert self._outcomes is not None
         return Attempt(
             account=self._account,
@@ -253,8 +256,10 @@ class _Call:
         self._asked = asked
 
     def _on_result(self, result: TransactionResult) -> None:
-        if result.reused_dead:
-            return  # nothing was tried
+        if not result.reused_dead:  # else nothing was tried, and the next connection will be
+            self._conclude(result)
+
+    def _conclude(self, result: TransactionResult) -> None:
         outcomes = list(self._local)
         for number, recipient in enumerate(self._asked):
             outcomes.append(self._one(recipient.mailbox, result.rcpt_replies[number], result))
@@ -278,7 +283,9 @@ class _Call:
                 )
             return self._refused(mailbox, Phase.DOT, final)
         if failure is not None:
-            return self._broken(mailbox, failure, dot_sent=result.dot_sent and rcpt is not None)
+            return self._broken(
+                mailbox, failure, dot_sent=result.dot_sent
+            )  # with CHUNKING even before RCPT is answered
         data = result.data_reply
         if data is not None and data.code != 354:
             return self._refused(mailbox, Phase.DATA, data)

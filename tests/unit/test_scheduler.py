@@ -343,7 +343,7 @@ async def test_no_job_is_skipped_for_being_late_or_piles_up(scheduler: Scheduler
 
 async def test_housekeeping_runs_once_now(scheduler: Scheduler, cycle: Cycle) -> None:
     cycle.open.set()
-    scheduler.daily("retention", cycle.run)
+    scheduler.hourly("retention", cycle.run)
     await cycle.until(ended=1)
     await settled()
     assert cycle.begun == 1
@@ -354,11 +354,11 @@ async def test_a_directory_may_be_named_like_the_housekeeping(scheduler: Schedul
     cycle.open.set()
     retention.open.set()
     scheduler.set(replace(IN, name="retention"), cycle.run)
-    scheduler.daily("retention", retention.run)
+    scheduler.hourly("retention", retention.run)
     await cycle.until(ended=1)
     await retention.until(ended=1)
     scheduler.remove("retention")
-    assert scheduler._scheduler.get_job("retention (daily)") is not None
+    assert scheduler._scheduler.get_job("retention (hourly)") is not None
 
 
 @pytest.mark.parametrize("woken", [False, True])

@@ -259,6 +259,7 @@ def test_421_closes_and_only_after_the_dot_is_unknown(answered: str) -> None:
     assert result.failure.kind is FailureKind.CLOSED
     assert result.failure.reply is not None
     assert result.failure.reply.code == 421
+    assert result.final_reply is None
     assert result.failure.phase.value == {"content": "body"}.get(answered, answered)
     assert result.dot_sent is (answered == "dot")
     assert not result.reused_dead

@@ -426,7 +426,7 @@ class Delivery:
                     "deferred",
                     account=account,
                     reason=settlement.reason,
-                    due_at=settlement.sidecar.due_at,
+                    due_at=_shown(settlement.sidecar.due_at),
                     attempts=settlement.sidecar.attempts,
                     remedy="nothing to do: it is tried again when due; `mpu retry` makes it due now",
                 )
@@ -556,6 +556,10 @@ def block_of(route: Route) -> Refusal:
         return Refusal("", "no_account")
     first = min(route.refusals, key=lambda r: order.get(r.reason, 9))
     return replace(first, reason="account_paused" if first.reason == "tried" else first.reason, until=route.until)
+
+
+def _shown(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _date(seconds: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 
 import structlog
 
@@ -130,7 +131,7 @@ class Outlets:
             code=fault.code,
             phase=fault.phase.value,
             reason=fault.detail,
-            until=circuit.pause.until if circuit.pause else None,
+            until=_shown(circuit.pause.until if circuit.pause else None),
             remedy=fault.remedy,
         )
 
@@ -270,6 +271,10 @@ class Outlets:
         task = asyncio.get_running_loop().create_task(transport.close())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+def _shown(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _tenant(account: Account) -> tuple[str, str]:

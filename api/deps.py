@@ -74,7 +74,7 @@ MessageIdIn = Annotated[
         min_length=1,
         max_length=500,
         description="Our id, as in GET /queue/messages and the history.",
-        examples=["pickup.bWFpbC5lbWw.1a2b3c4d"],
+        examples=["pickup.bWFpbC5lbWw.e8882366"],
     ),
 ]
 RunIdIn = Annotated[str, Path(alias="id", min_length=1, max_length=100, description="As in Location.")]

@@ -47,7 +47,15 @@ async def get_queue(relay: Relay) -> QueuePublic:
     return QueuePublic.model_validate(await relay.queue.counts())
 
 
-@router.get("/queue/messages", **operation("list_queued_messages", Scope.READ, "List what waits"))
+@router.get(
+    "/queue/messages",
+    **operation(
+        "list_queued_messages",
+        Scope.READ,
+        "List what waits",
+        errors={404: "There is no such directory. Remedy: GET /directories lists them."},
+    ),
+)
 async def list_queued_messages(
     relay: Relay,
     state: Annotated[StateWord | None, Query(description="Only these.")] = None,

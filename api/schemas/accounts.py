@@ -6,18 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from api.schemas.base import In, Name, Out, Pause, Time
+from api.schemas.base import In, Name, Number, Out, Pause, Printable, Time, Word
 from core.domain.account import Account, AuthMethod, FromPolicy, Security
 from core.runtime.views import AccountView
 
-_PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
-
 Host = Annotated[
     str,
+    Word,
     Field(
         min_length=1,
         max_length=253,
-        pattern=r"^[A-Za-z0-9_.:\-\[\]\u0080-\U0010ffff]+$",
         description="Name or IP address of the SMTP server. A new host needs the password again.",
     ),
 ]
@@ -41,15 +39,13 @@ AuthWord = Annotated[
     Literal["auto", "plain", "login", "cram-md5", "xoauth2", "none"],
     Field(description="How to log in. auto: the best that the server offers, if there is a username. Default auto."),
 ]
-Username = Annotated[
-    str, Field(min_length=1, max_length=320, pattern=_PRINTABLE, description="Login name. Default null.")
-]
+Username = Annotated[str, Printable, Field(min_length=1, max_length=320, description="Login name. Default null.")]
 Password = Annotated[
     str,
+    Printable,
     Field(
         min_length=1,
         max_length=4096,
-        pattern=r"^[^\x00]*$",
         description="Login password; with xoauth2 the access token. Kept encrypted, never shown. Omitted: stays as it "
         "is; null: removed.",
         json_schema_extra={"writeOnly": True, "format": "password"},
@@ -57,10 +53,10 @@ Password = Annotated[
 ]
 FromAddress = Annotated[
     str,
+    Printable,
     Field(
         min_length=3,
         max_length=320,
-        pattern=r"^[^\x00-\x20\x7f<>]+@[^\x00-\x20\x7f<>@]+$",
         description="The address that this account may send as. Default null.",
     ),
 ]
@@ -93,10 +89,11 @@ HeloName = Annotated[
 ]
 CaFile = Annotated[
     str,
+    Printable,
     Field(
         min_length=1,
         max_length=4096,
-        pattern=r"^/[^\x00-\x1f\x7f]*$",
+        pattern=r"^/",
         description="PEM file with the authorities to trust instead of the system's. Default null.",
     ),
 ]
@@ -197,8 +194,8 @@ class AccountPublic(Out):
     max_connections: int
     messages_per_connection: int
     recipients_per_message: int
-    connect_timeout_seconds: float
-    idle_timeout_seconds: float
+    connect_timeout_seconds: Number
+    idle_timeout_seconds: Number
     helo_name: str | None
     tls_ca_file: str | None
     allow_plaintext_login: bool
@@ -230,7 +227,7 @@ class TestMessageIn(In):
 
     __test__ = False
 
-    to: str = Field(min_length=3, max_length=320, description="One address.", pattern=r"^[^\x00-\x20\x7f]+$")
+    to: Annotated[str, Word] = Field(min_length=3, max_length=320, description="One address.")
 
 
 class TestMessagePublic(Out):

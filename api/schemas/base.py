@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from core.runtime.views import Page
 
@@ -72,6 +72,13 @@ def _short(seconds: float) -> float:
 
 Seconds = Annotated[float, PlainSerializer(_short, return_type=float)]
 
+
+def _plain(number: float) -> int | float:
+    return int(number) if float(number).is_integer() else number
+
+
+Number = Annotated[float, PlainSerializer(_plain), WithJsonSchema({"type": "number"})]  # 60, not 60.0
+
 Name = Annotated[
     str,
     Field(
@@ -97,6 +104,23 @@ def page_out(page: Page[V], show: Callable[[V], T]) -> dict[str, Any]:
     return {"items": [show(item) for item in page.items], "next": page.next}
 
 
+def _printable(text: str) -> str:
+    if any(char < " " or char == "\x7f" for char in text):
+        raise ValueError("must not hold control characters")
+    return text
+
+
+def _word(text: str) -> str:
+    if " " in _printable(text):
+        raise ValueError("must not hold blanks")
+    return text
+
+
+# rules instead of patterns: `[^...]` over all of Unicode helps no reader of the document
+Printable = AfterValidator(_printable)
+Word = AfterValidator(_word)
+
+
 class Pause(Out):
     """Why it stands still."""
 
@@ -111,7 +135,7 @@ class Pause(Out):
 class PauseIn(In):
     """How to pause. All optional; an empty body will do."""
 
-    reason: str = Field(default="", max_length=500, description="Shown wherever the pause is.")
+    reason: Annotated[str, Printable] = Field(default="", max_length=500, description="Shown wherever the pause is.")
     until: FutureTimeIn | None = Field(default=None, description="Ends by itself then; null: not before it is resumed.")
 
 

@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from api.schemas.base import NAME_PATTERN, In, Name, Out, Pause, Time
+from api.schemas.base import NAME_PATTERN, In, Name, Number, Out, Pause, Printable, Time
 from core.domain.account import Directory, DotStuffing, MessageFormat, OnUnknown
 from core.runtime.views import DirectoryView
 
 DAY = 86_400
 
+
+def _file_name(pattern: str) -> str:
+    if "/" in pattern:
+        raise ValueError("matches names, which hold no /")
+    return pattern
+
+
 Path = Annotated[
     str,
+    Printable,
     Field(
         min_length=1,
         max_length=4096,
-        pattern=r"^/[^\x00-\x1f\x7f]*$",
+        pattern=r"^/",
         description="Absolute path of the directory that applications write into. It must exist, lie under one of "
         "MPU_PICKUP_ROOTS (symlinks resolved), and neither contain nor lie in another directory or the data directory.",
     ),
@@ -29,7 +37,7 @@ AccountNames = Annotated[
     Field(min_length=1, max_length=20, description="Accounts to send through, in order: the next one helps out."),
 ]
 Enabled = Annotated[bool, Field(description="false: nothing is sent from it. Default true.")]
-Pattern = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f/]+$")]
+Pattern = Annotated[str, AfterValidator(_file_name), Printable, Field(min_length=1, max_length=255)]
 Patterns = Annotated[
     list[Pattern],
     Field(
@@ -203,19 +211,19 @@ class DirectoryPublic(Out):
     patterns: list[str]
     format: str
     dot_stuffing: str
-    interval_seconds: float | None
+    interval_seconds: Number | None
     schedule: str | None
     schedule_timezone: str
     watch: bool
-    quiet_seconds: float
-    retry_initial_seconds: float
-    retry_max_seconds: float
-    expire_after_seconds: float
+    quiet_seconds: Number
+    retry_initial_seconds: Number
+    retry_max_seconds: Number
+    expire_after_seconds: Number
     on_unknown: str
     unknown_max: int
     max_message_bytes: int
     max_recipients: int
-    oldest_alert_seconds: float
+    oldest_alert_seconds: Number
     created_at: Time
     updated_at: Time
     pause: Pause | None = Field(description="Why it stands still; null: it doesn't.")

@@ -50,22 +50,28 @@ class BlockedPublic(Out):
     count: int
 
 
-class DrainRowPublic(OutcomesPublic):
+class _OfDirectory(Out):
+    directory: str
+
+
+class DrainRowPublic(OutcomesPublic, _OfDirectory):
     """What the drain did in one directory (messages)."""
 
-    directory: str
     skipped: Literal["paused", "disabled", "unavailable"] | None
     remaining: int
     blocked: list[BlockedPublic]
 
 
-class DrainPublic(OutcomesPublic):
-    """A drain as it stands; the counts are messages."""
-
+class _DrainState(Out):
     id: str
     state: Literal["running", "done", "stopped"]
     complete: bool = Field(description="It ended, and nothing that was due and could go is left.")
     stopped: bool = Field(description="Ended early: by DELETE, or because the service stops.")
+
+
+class DrainPublic(OutcomesPublic, _DrainState):
+    """A drain as it stands; the counts are messages."""
+
     started_at: Time
     duration_seconds: Seconds
     recipients: OutcomesPublic

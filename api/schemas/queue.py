@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from api.schemas.base import NAME_PATTERN, In, Out, Seconds, Time
+from api.schemas.base import NAME_PATTERN, In, Out, Seconds, Time, Word
 from core.domain.message import State
 from core.runtime.views import QueueFilter
 
 StateWord = Literal["waiting", "claimed", "deferred", "held", "badmail"]
-RecipientFilter = Annotated[str, Field(min_length=2, max_length=320, pattern=r"^[^\x00-\x20\x7f]+$")]
+RecipientFilter = Annotated[str, Word, Field(min_length=2, max_length=320)]
 
 
 class QueueTotalsPublic(Out):
@@ -27,10 +27,12 @@ class QueueTotalsPublic(Out):
     as_of: Time
 
 
-class QueueRowPublic(QueueTotalsPublic):
-    """One directory's counts."""
-
+class _OfDirectory(Out):
     directory: str
+
+
+class QueueRowPublic(QueueTotalsPublic, _OfDirectory):
+    """One directory's counts."""
 
 
 class QueuePublic(Out):

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from api.schemas.base import NAME_PATTERN, FutureTimeIn, In, Out, Time
+from api.schemas.base import NAME_PATTERN, FutureTimeIn, In, Out, Printable, Time
 
 ScopeWord = Literal["read", "operate", "admin", "submit"]
 
@@ -72,9 +72,7 @@ class VersionPublic(Out):
 class KeyIn(In):
     """A new API key."""
 
-    name: str = Field(
-        min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$", description="For people and the audit."
-    )
+    name: Annotated[str, Printable] = Field(min_length=1, max_length=100, description="For people and the audit.")
     scopes: list[ScopeWord] = Field(
         min_length=1,
         max_length=4,

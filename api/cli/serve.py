@@ -135,6 +135,7 @@ async def serve_app(
         return EXIT_FAILED
     finally:
         feeding.cancel()
+        listener.close()
     return 0 if server.started else EXIT_FAILED
 
 

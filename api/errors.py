@@ -101,6 +101,7 @@ DOCUMENTED: tuple[Kind, ...] = tuple(
         key=lambda kind: (kind.status, kind.name),
     )
 )
+USUAL = frozenset({"not_found", "state_conflict", "invalid", "database_unavailable"})  # of several with one status
 
 
 class Unauthorized(Exception):

@@ -13,7 +13,7 @@ import yaml
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from api.errors import DOCUMENTED, MEDIA_TYPE, PREFIX
+from api.errors import DOCUMENTED, MEDIA_TYPE, PREFIX, USUAL, Kind
 from api.security import OPEN, PAGE, SCOPE
 from core.runtime.views import Scope
 from core.settings import Settings
@@ -87,6 +87,27 @@ _BODY = {
 }
 
 
+def _problem_example(kind: Kind) -> dict[str, Any]:
+    example: dict[str, Any] = {
+        "type": PREFIX + kind.name,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": "what happened, for a person",
+        "remedy": "what to do about it",
+    }
+    if kind.status == HTTPStatus.UNPROCESSABLE_ENTITY:
+        example["errors"] = [{"pointer": "/port", "code": "out_of_range", "detail": "must be at most 65535"}]
+    elif kind.status == HTTPStatus.FORBIDDEN:
+        example["required_scope"] = "admin"
+    return example
+
+
+# by status: the type that comes most
+_EXAMPLES = {kind.status: _problem_example(kind) for kind in reversed(DOCUMENTED)} | {
+    kind.status: _problem_example(kind) for kind in DOCUMENTED if kind.name in USUAL
+}
+
+
 def operation(
     operation_id: str,
     scope: Scope | None,
@@ -108,17 +129,17 @@ def operation(
     if body:
         described |= _BODY
     described |= errors or {}
-    responses: dict[int | str, dict[str, Any]] = {
+    responses: dict[Any, dict[str, Any]] = {
         status: {
             "description": words,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": _EXAMPLES[status]}},
         }
         for status, words in sorted(described.items())
     }
     for status in (503, 507):
         if status in responses:
             responses[status]["headers"] = {"Retry-After": _header("Seconds to wait.", "integer")}
-    responses |= dict[int | str, dict[str, Any]](answers or {})
+    responses |= answers or {}
     extra: dict[str, Any] = {OPEN: True} if scope is None else {SCOPE: str(scope)}
     if page:
         extra[PAGE] = True
@@ -182,8 +203,9 @@ def _introduction() -> str:
         "Mail Processing Unit: a relay that takes mails from pickup directories and sends them through accounts that "
         "are allowed to send.\n\n"
         "Times are RFC 3339 in UTC, durations seconds, sizes octets. Lists come in pages: give `next` back as "
-        "`cursor`. A PATCH is a merge patch (RFC 7396). Errors are problem+json (RFC 9457) with these types:\n\n"
-        f"| status | type | meaning |\n| --- | --- | --- |\n{rows}\n"
+        "`cursor`. A PATCH is a merge patch (RFC 7396). Errors are problem+json (RFC 9457).\n\n"
+        f"<details><summary>All types of errors</summary>\n\n"
+        f"| status | type | meaning |\n| --- | --- | --- |\n{rows}\n\n</details>\n"
     )
 
 

@@ -79,7 +79,7 @@ async def list_sandbox(relay: Relay, request: Request) -> Response:
     head = "".join(f"<th>{name}</th>" for name in ("", "Received", "From", "To", "Subject", "Octets"))
     table = f"<table><tr>{head}</tr>{''.join(map(_row, mails))}</table>"
     empty = "<p>Nothing yet. Copy a mail into the pickup directory and load this page again.</p>"
-    return _page("MPU sandbox", f"<h1>MPU sandbox</h1><p>{len(mails)} mails.</p>{table if mails else empty}")
+    return _page("MPU sandbox", f"<h1>MPU sandbox</h1><p>{len(mails)} received.</p>{table if mails else empty}")
 
 
 @router.get("/sandbox/{id}", openapi_extra=_SOURCE_GUARD)

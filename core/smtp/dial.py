@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from core.domain.account import AuthMethod, Security
 from core.domain.reply import Phase, Reply
+from core.domain.target import forbidden
 from core.smtp.auth import Login
 from core.smtp.capabilities import HELO_ONLY, choose_mechanism, login_wanted, parse_ehlo
 from core.smtp.connection import Connection
@@ -91,6 +92,10 @@ async def _connect(target: Target, reached: Callable[[Phase, str], None]) -> soc
         raise ConnectFailed(Phase.DNS, "dns_failed", f"{target.host} was not resolved in {limit:g} s") from None
     except (OSError, UnicodeError) as error:
         raise ConnectFailed(Phase.DNS, "dns_failed", f"{target.host} can't be resolved: {error}") from error
+    for *_, address in found:  # what a name resolves to is judged as a literal is when it is saved
+        reason = forbidden(str(address[0]))
+        if reason is not None:
+            raise ConnectFailed(Phase.CONNECT, "target_forbidden", f"{target.host}: {address[0]} {reason}")
     reached(Phase.DNS, ", ".join(dict.fromkeys(str(address[0]) for *_, address in found)))
     deadline = loop.time() + limit
     failed = ConnectFailed(Phase.CONNECT, "connect_failed", f"{target.host} has no address")

@@ -49,10 +49,11 @@ def create(
     secret: str | None = None,
 ) -> tuple[KeyRecord, str]:
     """A new key and, the only time, its text. `secret`: take this one (of an installation that brings its own)."""
+    shown = _SHOWN if secret is None else min(_SHOWN, len(secret) // 4)  # one that was brought along may be short
     secret = secret or PREFIX + secrets.token_urlsafe(32)
     row = ApiKeyRow(
         name=name,
-        prefix=secret[:_SHOWN],
+        prefix=secret[:shown],
         hash=_hash(secret),
         scopes=list(scopes),
         directories=list(directories),

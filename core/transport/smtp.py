@@ -27,6 +27,7 @@ INLINE_BYTES = 1 << 18  # a larger body is prepared in a thread: it may be re-en
 _REMEDIES = {
     "dns_failed": "Check the account's host name and this machine's name service.",
     "connect_failed": "Check host and port, and that the firewall lets this machine out (587 or 465, not 25).",
+    "target_forbidden": "Mail may not go to link-local and cloud metadata addresses: correct the host, or its DNS.",
     "connect_timeout": "Check host and port, and that the firewall lets this machine out (587 or 465, not 25).",
     "tls_failed": "Check that port and security of the account fit: 587 is starttls, 465 is tls.",
     "certificate_untrusted": "Give the authority that signed the server's certificate as tls_ca_file.",

@@ -100,8 +100,8 @@ def test_killed_in_mid_flow_and_started_again_loses_nothing_and_doubles_only_wha
             with service(data, tmp_path / "spool") as running:
                 if kill == 0:
                     _configure(running, path, port, retry_initial_seconds=1, unknown_max=50)
-                _fill(path, batch, start=kill * batch)
                 wanted = len(taken(ledger)) + chance.randrange(10, batch - 50)
+                _fill(path, batch, start=kill * batch)
                 wait_until(partial(_took, ledger, wanted), "some of it was sent")
                 running.kill()
                 in_flight += sum(name.endswith(".lck") for name in _left(path))
@@ -126,8 +126,7 @@ def test_a_stop_under_load_leaves_no_claim_and_no_duplicate(tmp_path: Path) -> N
         _fill(path, count)
         for _ in range(3):
             with service(data, tmp_path / "spool") as running:
-                before = len(taken(ledger))
-                wait_until(partial(_took_or_empty, ledger, before + 1, path), "some of it was sent")
+                wait_until(partial(_took_or_empty, ledger, len(taken(ledger)) + 1, path), "some of it was sent")
                 assert running.stop() == 0, running.log.read_text()[-3000:]
                 assert [name for name in _left(path) if name.endswith(".lck")] == []
         with service(data, tmp_path / "spool") as running:

@@ -47,7 +47,7 @@ the data directory. Press **Authorize** above and give it there, or use curl:
 3. **Write a mail** into it, or let MPU write it:
 
        curl -H "Authorization: Bearer $KEY" 'localhost:8025/messages?directory=pickup' \\
-         -H 'Content-Type: message/rfc822' --data-binary @examples/hello.eml
+         -H 'Content-Type: message/rfc822' --data-binary @examples/plain.eml
 
 4. **Work off what waits** and see what came of it.
 

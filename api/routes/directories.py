@@ -11,7 +11,7 @@ from api.openapi import CREATED, DIRECTORIES, ETAG, operation
 from api.schemas import examples
 from api.schemas.accounts import CheckPublic
 from api.schemas.base import ListOut, page_out
-from api.schemas.directories import DirectoryCreate, DirectoryPublic, DirectoryPut, DirectoryUpdate
+from api.schemas.directories import DirectoryCreate, DirectoryPublic, DirectoryPut, DirectorySaved, DirectoryUpdate
 from api.security import GuardedRoute
 from core.errors import FieldError, InvalidSettings
 from core.runtime.facade import Saved
@@ -28,9 +28,9 @@ _WRONG = (
 _TAKEN = "The name or the path is taken. Remedy: another one, or PUT to replace."
 
 
-def _shown(saved: Saved[DirectoryView], response: Response) -> DirectoryPublic:
+def _shown(saved: Saved[DirectoryView], response: Response) -> DirectorySaved:
     response.headers["ETag"] = f'"{saved.view.version}"'
-    return DirectoryPublic.of(saved.view)
+    return DirectorySaved.after(saved)
 
 
 @router.get("/directories", **operation("list_directories", Scope.READ, "List directories"))
@@ -59,7 +59,7 @@ async def create_directory(
     request: Request,
     response: Response,
     body: Annotated[DirectoryCreate, Body(openapi_examples=examples.DIRECTORY_CREATE)],
-) -> DirectoryPublic:
+) -> DirectorySaved:
     saved = await relay.directories.create(body.directory(), actor)
     response.headers["Location"] = location(request, f"/directories/{body.name}")
     return _shown(saved, response)
@@ -70,7 +70,9 @@ async def create_directory(
     **operation("get_directory", Scope.READ, "Show a directory", errors={404: _NOT_FOUND}, answers={200: ETAG}),
 )
 async def get_directory(relay: Relay, name: NameIn, response: Response) -> DirectoryPublic:
-    return _shown(Saved(await relay.directories.get(name)), response)
+    view = await relay.directories.get(name)
+    response.headers["ETag"] = f'"{view.version}"'
+    return DirectoryPublic.of(view)
 
 
 @router.put(
@@ -83,7 +85,7 @@ async def get_directory(relay: Relay, name: NameIn, response: Response) -> Direc
         mail="Takes effect at once; what is in flight finishes with the old settings.",
         body=True,
         errors={409: _TAKEN, 412: _STALE, 422: _WRONG},
-        answers={200: ETAG, 201: {**CREATED, "description": "Created", "model": DirectoryPublic}},
+        answers={200: ETAG, 201: {**CREATED, "description": "Created", "model": DirectorySaved}},
     ),
 )
 async def put_directory(
@@ -94,7 +96,7 @@ async def put_directory(
     response: Response,
     if_match: IfMatch,
     body: Annotated[DirectoryPut, Body(openapi_examples=examples.DIRECTORY_PUT)],
-) -> DirectoryPublic:
+) -> DirectorySaved:
     if body.name not in (None, name):
         raise InvalidSettings([FieldError("/name", "read_only", f"the path says {name!r}; a name never changes")])
     saved = await relay.directories.replace(body.value(name), actor, if_match=if_match)
@@ -124,7 +126,7 @@ async def update_directory(
     response: Response,
     if_match: IfMatch,
     body: Annotated[DirectoryUpdate, Body(openapi_examples=examples.DIRECTORY_UPDATE)],
-) -> DirectoryPublic:
+) -> DirectorySaved:
     return _shown(await relay.directories.change(name, body.changes(), actor, if_match=if_match), response)
 
 

@@ -7,8 +7,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
+from api.schemas.accounts import CheckStepPublic
 from api.schemas.base import NAME_PATTERN, In, Name, Number, Out, Pause, Printable, Time
 from core.domain.account import Directory, DotStuffing, MessageFormat, OnUnknown
+from core.runtime.facade import Saved
 from core.runtime.views import DirectoryView
 
 DAY = 86_400
@@ -237,6 +239,22 @@ class DirectoryPublic(Out):
             created_at=view.created_at,
             updated_at=view.updated_at,
             pause=None if view.pause is None else Pause.model_validate(view.pause),
+        )
+
+
+class DirectorySaved(DirectoryPublic):
+    """A directory as it was just saved, and what could not be done there."""
+
+    warnings: list[CheckStepPublic] = Field(
+        description="Tries that failed and cost speed or comfort, not mail. Tried for a new path or format only."
+    )
+
+    @classmethod
+    def after(cls, saved: Saved[DirectoryView]) -> DirectorySaved:
+        steps = () if saved.check is None else saved.check.steps
+        return cls(
+            **dict(DirectoryPublic.of(saved.view)),
+            warnings=[CheckStepPublic.model_validate(step) for step in steps if not step.ok],
         )
 
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import zoneinfo
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlmodel import Session
@@ -22,10 +20,10 @@ from core.domain.clock import Clock
 from core.errors import AlreadyExists, FieldError, InvalidSettings, NotFound, PreconditionFailed, StateConflict
 from core.runtime.accounts import TRIES, require_version, with_defaults
 from core.runtime.audit import Audit, difference
+from core.runtime.directory_rules import path_rules, remedy_of, rules
 from core.runtime.facade import Checks, Pauses, Saved
 from core.runtime.paging import page_of
 from core.runtime.views import Actor, CheckView, DirectoryView, Page
-from core.scheduler import cron_trigger
 from core.settings import Settings
 from core.store import directories
 from core.store.directories import DirectoryRecord
@@ -195,7 +193,7 @@ class Directories:
         if before is None or resolved != before.path:
             errors = [*await asyncio.to_thread(path_rules, resolved, self._settings), *errors]
         if errors:
-            raise InvalidSettings(errors, remedy=_remedy(errors))
+            raise InvalidSettings(errors, remedy=remedy_of(errors))
         return replace(directory, path=resolved)
 
     async def _tried(self, directory: Directory) -> CheckView:
@@ -212,71 +210,6 @@ class Directories:
 
 def _too_busy() -> StateConflict:
     return StateConflict("others keep changing it", state="changing", remedy="repeat the call")
-
-
-def rules(directory: Directory, now: float) -> list[FieldError]:
-    """What a directory's fields ask of themselves and one another. Pure, but for the time zones of the system."""
-    errors = [
-        FieldError(f"/accounts/{position}", "twice", f"{name!r} is named before")
-        for position, name in enumerate(directory.accounts)
-        if name in directory.accounts[:position]
-    ]
-    if not directory.accounts:
-        errors.append(FieldError("/accounts", "required", "at least one is needed"))
-    if directory.schedule is not None and directory.interval_seconds is not None:
-        errors.append(FieldError("/interval_seconds", "conflict", "there is a schedule; only one of them can be set"))
-    if directory.retry_initial_seconds > directory.retry_max_seconds:
-        errors.append(FieldError("/retry_initial_seconds", "out_of_range", "is more than retry_max_seconds"))
-    return errors + timing_rules(directory.schedule, directory.schedule_timezone, now)
-
-
-def timing_rules(schedule: str | None, timezone: str, now: float) -> list[FieldError]:
-    """Whether the schedule can be read and comes around at all."""
-    try:
-        zone = zoneinfo.ZoneInfo(timezone)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        return [FieldError("/schedule_timezone", "unknown_timezone", f"there is no IANA time zone {timezone!r}")]
-    if schedule is None:
-        return []
-    try:
-        trigger = cron_trigger(schedule, zone)
-        following = trigger.get_next_fire_time(None, datetime.fromtimestamp(now, UTC))
-    except (ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
-        return [FieldError("/schedule", "wrong_form", f"is no cron line of five fields: {error}")]
-    if following is None:
-        return [FieldError("/schedule", "never", "comes never around")]
-    return []
-
-
-def path_rules(path: str, settings: Settings) -> list[FieldError]:
-    """Whether a directory may lie there. `path` is resolved. Blocks: looks at the file system."""
-    if not settings.pickup_roots:
-        detail = "no pickup roots are set; MPU_PICKUP_ROOTS names where pickup directories may lie"
-        return [FieldError("/path", "no_pickup_roots", detail)]
-    roots = [os.path.realpath(root) for root in settings.pickup_roots]
-    if not any(_within(path, root) for root in roots):
-        detail = f"lies under none of the pickup roots {', '.join(roots)} (MPU_PICKUP_ROOTS)"
-        return [FieldError("/path", "outside_roots", detail)]
-    if _within(os.path.realpath(settings.data_dir), path):
-        return [FieldError("/path", "data_directory", "is or contains MPU's data directory")]
-    if not os.path.exists(path):
-        return [FieldError("/path", "not_found", "there is no such directory")]
-    if not os.path.isdir(path):
-        return [FieldError("/path", "not_a_directory", "is no directory")]
-    return []
-
-
-def _within(path: str, root: str) -> bool:
-    return path == root or path.startswith(root.rstrip(os.sep) + os.sep)
-
-
-def _remedy(errors: Sequence[FieldError]) -> str:
-    codes = {error.code for error in errors}
-    if codes & {"no_pickup_roots", "outside_roots"}:
-        return "Set MPU_PICKUP_ROOTS and start again, or take a path under it."
-    if "not_found" in codes:
-        return "Create it, owned by the group that applications and MPU share."
-    return ""
 
 
 def _shown(directory: Directory) -> dict[str, Any]:

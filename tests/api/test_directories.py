@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from core.runtime.directories import timing_rules
+from core.runtime.directory_rules import timing_rules
 from core.runtime.views import CheckStepView
 from core.settings import Settings
 from tests.api.fakes import FakeRelay
@@ -213,7 +213,10 @@ async def test_what_cannot_be_done_there_is_refused(client: httpx.AsyncClient, r
     assert pointers(refused) == {"/path": "create"}
     assert "chgrp" in refused.text
     relay.checks.steps = relay.checks.steps[1:]
-    assert (await client.post("/directories", json=body(roots / "a", name="shop"))).status_code == 201
+    saved = await client.post("/directories", json=body(roots / "a", name="shop"))
+    assert saved.status_code == 201
+    assert [step["step"] for step in saved.json()["warnings"]] == ["lease"]
+    assert (await client.patch("/directories/shop", json={"enabled": False})).json()["warnings"] == []
     assert (await client.post("/directories/shop/check")).json()["steps"][0]["required"] is False
     assert (await client.post("/directories/none/check")).status_code == 404
 

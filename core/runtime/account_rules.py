@@ -1,0 +1,81 @@
+"""What an account's settings must be to be saved: sense among the fields, and where it may connect to (design.md 8)."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+
+from core.domain import target
+from core.domain.account import Account, AuthMethod, FromPolicy, Security
+from core.domain.address import AddressError, parse_mailbox
+from core.errors import FieldError
+from core.settings import Settings
+
+
+def rules(account: Account) -> list[FieldError]:
+    """What an account's fields ask of one another. Pure."""
+    errors = []
+    if account.auth not in (AuthMethod.AUTO, AuthMethod.NONE) and account.username is None:
+        errors.append(FieldError("/username", "required", f"a login with {account.auth} needs one"))
+    logs_in = account.username is not None and account.auth is not AuthMethod.NONE
+    plain = account.security is Security.NONE and not target.is_loopback(account.host)
+    if logs_in and plain and not account.allow_plaintext_login:
+        detail = "a login without TLS goes to loopback only; use starttls or tls, or set allow_plaintext_login"
+        errors.append(FieldError("/security", "plaintext_login", detail))
+    if account.from_policy is not FromPolicy.KEEP and account.from_address is None:
+        errors.append(FieldError("/from_address", "required", f"from_policy {account.from_policy} needs it"))
+    if account.from_address is not None:
+        try:
+            parse_mailbox(account.from_address)
+        except AddressError as error:
+            errors.append(FieldError("/from_address", "wrong_form", str(error)))
+    return errors
+
+
+def target_rules(account: Account, settings: Settings, before: Account | None) -> list[FieldError]:
+    """Where it may connect to. What was saved once stays good, so that another field can be changed."""
+    if before is not None and (before.host, before.port) == (account.host, account.port):
+        return []
+    errors = []
+    reason = _host_reason(account.host) or target.forbidden(account.host, allow_private=settings.allow_private_targets)
+    if reason is not None:
+        errors.append(FieldError("/host", "not_allowed", reason))
+    ports = settings.allowed_smtp_ports
+    if 0 not in ports and account.port not in ports and not target.is_loopback(account.host):
+        allowed = ", ".join(map(str, sorted(ports)))
+        errors.append(FieldError("/port", "not_allowed", f"must be one of {allowed} (MPU_ALLOWED_SMTP_PORTS)"))
+    return errors
+
+
+def _host_reason(host: str) -> str | None:
+    """Why this is no host; None: it is one. Short forms of IPv4 (127.1, 2130706433) are refused, not guessed."""
+    if target.address_of(host) is not None:
+        return None
+    try:
+        socket.inet_aton(host)
+    except OSError:
+        pass
+    else:
+        return "is no full IP address"
+    try:
+        labels = host.rstrip(".").encode("idna").decode("ascii").split(".")
+    except UnicodeError:
+        return "is no host name"
+    fine = all(
+        label and len(label) <= 63 and label.replace("-", "").replace("_", "").isalnum() and label[0] != "-"
+        for label in labels
+    )
+    return None if fine else "is no host name"
+
+
+def ca_file_rules(path: str) -> list[FieldError]:
+    """Whether the file holds authorities. Blocks: reads it."""
+    try:
+        ssl.create_default_context(cafile=path)
+    except FileNotFoundError:
+        return [FieldError("/tls_ca_file", "not_found", "there is no such file")]
+    except (ssl.SSLError, ValueError):
+        return [FieldError("/tls_ca_file", "wrong_form", "holds no PEM certificates")]
+    except OSError as error:
+        return [FieldError("/tls_ca_file", "unreadable", f"can't be read: {error.strerror}")]
+    return []

@@ -94,7 +94,11 @@ class Directories:
             elif if_match is not None:
                 raise PreconditionFailed(f"there is no directory {directory.name!r}")
             else:
-                return await self._create(directory, actor)
+                try:
+                    return await self._create(directory, actor)
+                except AlreadyExists:  # by somebody else just now, or the path is another's
+                    if await self._find(directory.name) is None:
+                        raise
         raise _too_busy()
 
     async def change(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from cryptography.fernet import Fernet
 
 from core.runtime.views import CheckStepView
+from core.settings import Settings
 from tests.api.conftest import MakeClient
 from tests.api.fakes import FakeRelay
 from tests.support.database import MovableClock
@@ -325,3 +328,43 @@ async def test_changes_are_in_the_audit(admin: httpx.AsyncClient) -> None:
     ]
     assert rows[1]["changes"] == {"max_connections": [5, 3], "password": ["***", "***"]}
     assert rows[2]["changes"]["password"] == [None, "***"]
+
+
+async def test_savers_that_meet_lose_nothing(admin: httpx.AsyncClient) -> None:
+    await admin.post("/accounts", json=ACCOUNT)
+    changes = [{"max_connections": 7}, {"helo_name": "mx"}, {"enabled": False}, {"idle_timeout_seconds": 1}]
+    answers = await asyncio.gather(*(admin.patch("/accounts/office", json=change) for change in changes))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    body = (await admin.get("/accounts/office")).json()
+    assert (body["max_connections"], body["helo_name"], body["enabled"], body["idle_timeout_seconds"]) == (
+        7, "mx", False, 1
+    )  # fmt: skip
+    made = await asyncio.gather(*(admin.put("/accounts/other", json=BODY) for _ in range(4)))
+    assert sorted(answer.status_code for answer in made) == [200, 200, 200, 201]
+    matched = (await admin.get("/accounts/other")).headers["etag"]
+    race = await asyncio.gather(
+        *(
+            admin.patch("/accounts/other", json={"max_connections": number}, headers={"If-Match": matched})
+            for number in (2, 3, 4)
+        )
+    )
+    assert sorted(answer.status_code for answer in race) == [200, 412, 412]
+
+
+async def test_an_account_whose_password_does_not_open(
+    admin: httpx.AsyncClient, relay: FakeRelay, settings: Settings
+) -> None:
+    await admin.post("/accounts", json=ACCOUNT)
+    relay.store.secrets._use([Fernet.generate_key().decode()])  # as after a lost key file
+    shown = await admin.get("/accounts/office")
+    assert (shown.status_code, shown.json()["password_set"]) == (200, True)
+    checked = await admin.post("/accounts/office/check")
+    assert (checked.status_code, checked.json()["type"]) == (503, "urn:mpu:problem:secret_key_lost")
+    again = await admin.patch("/accounts/office", json={"password": PASSWORD})
+    assert again.status_code == 200
+    assert (await admin.post("/accounts/office/check")).status_code == 200
+
+
+async def test_an_unreadable_file_of_authorities(admin: httpx.AsyncClient, tmp_path: Path) -> None:
+    answer = await admin.post("/accounts", json={**ACCOUNT, "tls_ca_file": str(tmp_path)})
+    assert pointers(answer) == {"/tls_ca_file": "unreadable"}

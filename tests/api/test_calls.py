@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
 from core.domain.message import State
 from core.domain.outcome import Outcome
@@ -381,3 +383,39 @@ async def test_the_last_admin_key_stays(admin: httpx.AsyncClient, client_of: Mak
 )
 async def test_wrong_keys(admin: httpx.AsyncClient, body: dict[str, object], expected: dict[str, str]) -> None:
     assert pointers(await admin.post("/keys", json=body)) == expected
+
+
+@pytest.mark.parametrize("path", ["/messages", "/messages/explain"])
+async def test_a_client_that_hangs_up_in_the_middle(
+    app: FastAPI, admin: httpx.AsyncClient, relay: FakeRelay, path: str
+) -> None:
+    incoming = [
+        {"type": "http.request", "body": b"From: a@b.c\n", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return incoming.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = [(b"authorization", admin.headers["authorization"].encode())]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"directory=pickup", "headers": headers}
+    await app({**scope, "scheme": "http", "server": ("mpu.test", 80), "root_path": ""}, receive, send)
+    assert sent[0]["status"] == 400
+    assert relay.messages.submitted == []
+
+
+async def test_a_mail_larger_than_all_may_be(
+    admin: httpx.AsyncClient, relay: FakeRelay, app: FastAPI, settings: Settings
+) -> None:
+    async def stream() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b"x" * 1000
+
+    app.state.settings = settings.model_copy(update={"max_submit_bytes": 2500})
+    answer = await admin.post("/messages?directory=pickup", content=stream())
+    assert answer.status_code == 413
+    assert "MPU_MAX_SUBMIT_BYTES" in answer.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,38 @@ async def test_a_directory_that_is_gone_can_still_be_disabled(
 @pytest.mark.parametrize("schedule", ["0 2 * * *", "*/5 8-17 * * mon-fri", "0 0 29 2 *", "59 23 31 12 sun"])
 def test_schedules_that_come_around(schedule: str) -> None:
     assert timing_rules(schedule, "Europe/Vienna", START) == []
+
+
+async def test_savers_that_meet_lose_nothing(client: httpx.AsyncClient, roots: Path) -> None:
+    made = await asyncio.gather(*(client.put("/directories/shop", json=body(roots / "a")) for _ in range(4)))
+    assert sorted(answer.status_code for answer in made) == [200, 200, 200, 201]
+    changes = [{"quiet_seconds": 7}, {"unknown_max": 2}, {"enabled": False}, {"patterns": ["*"]}]
+    answers = await asyncio.gather(*(client.patch("/directories/shop", json=change) for change in changes))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    shown = (await client.get("/directories/shop")).json()
+    assert (shown["quiet_seconds"], shown["unknown_max"], shown["enabled"], shown["patterns"]) == (7, 2, False, ["*"])
+
+
+async def test_names_conditions_and_what_is_not_there(client: httpx.AsyncClient, roots: Path) -> None:
+    assert pointers(await client.put("/directories/shop", json=body(roots / "a", name="other"))) == {
+        "/name": "read_only"
+    }
+    absent = await client.put("/directories/shop", json=body(roots / "a"), headers={"If-Match": "*"})
+    assert absent.status_code == 412
+    made = await client.post("/directories", json=body(roots / "a", name="shop"))
+    taken = await client.post("/directories", json=body(roots / "b", name="shop"))
+    assert taken.status_code == 409
+    changed = await client.patch(
+        "/directories/shop", json={"enabled": False}, headers={"If-Match": made.headers["etag"]}
+    )
+    assert changed.status_code == 200
+    for call in (
+        client.patch("/directories/shop", json={}, headers={"If-Match": made.headers["etag"]}),
+        client.delete("/directories/shop", headers={"If-Match": made.headers["etag"]}),
+    ):
+        assert (await call).status_code == 412
+    assert (await client.patch("/directories/none", json={})).status_code == 404
+    assert (await client.delete("/directories/none")).status_code == 404
+    rows = (await client.get("/audit")).json()["items"]
+    assert rows[0]["action"] == "directory.update"
+    assert rows[0]["changes"] == {"enabled": [True, False]}

@@ -126,7 +126,7 @@ class Messages:
             reason=queued[0].reason if queued else "",
             recipients=recipients,
             attempts=_attempts(known),
-            acts=tuple(ActView(a.at, "", a.key, a.act) for a in acts),
+            acts=tuple(ActView(a.at, a.key, a.act, a.detail) for a in acts),
         )
 
     # --- what would happen ---

@@ -90,6 +90,8 @@ async def test_each_recipient_has_its_own_outcome_and_is_sent_to_once(tmp_path: 
         assert server.messages[-1].to == ["never@b.example"]
         await until(lambda: bench.names() == ["badmail"], "the file's end")
         assert await bench.history() == dict.fromkeys(["now@b.example", "later@b.example", "never@b.example"], "sent")
+        life = await bench.get(f"/messages/{queued['id']}")
+        assert [(act["key"], act["act"], act["detail"]) for act in life["acts"]] == [("MPU_API_KEY", "retry", "")]
 
 
 async def test_no_reply_after_the_dot_is_unknown_tried_again_marked_and_held_at_last(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import stat
 from contextlib import suppress
 
 from core.domain.account import MessageFormat
+from core.domain.lifecycle import restart
 from core.domain.message import MessageIdentity
 from core.domain.sidecar import Sidecar
 from core.errors import (
@@ -333,18 +334,8 @@ def known(place: Place, file_name: bytes, identity: MessageIdentity) -> tuple[Me
         return identity, None
     record, sidecar = found
     if record.file_name.startswith(names.BADMAIL + b"/") and not file_name.startswith(names.BADMAIL + b"/"):
-        sidecar = restarted(sidecar)  # moved back by hand: that is a retry
+        sidecar = restart(sidecar)  # moved back by hand: that is a retry
     return MessageIdentity(identity.directory, record.arrival_name, identity.mtime_ns, identity.size), sidecar
-
-
-def restarted(sidecar: Sidecar) -> Sidecar:
-    """Attempts and age start anew; what a server took, it took."""
-    return Sidecar(
-        accepted=sidecar.accepted,
-        message_id=sidecar.message_id,
-        date=sidecar.date,
-        possible_duplicate=sidecar.possible_duplicate,
-    )
 
 
 def stat_at(dir_fd: int, name: bytes) -> os.stat_result | None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from core.domain.account import MessageFormat
+from core.domain.lifecycle import restart
 from core.domain.message import MessageId, State
 from core.domain.sidecar import Sidecar
 from core.errors import (
@@ -23,7 +24,7 @@ from core.errors import (
     StateConflict,
 )
 from core.spool import kernel, names
-from core.spool.claim import claim_error, close_both, leads_to, open_message, restarted, take_lock
+from core.spool.claim import claim_error, close_both, leads_to, open_message, take_lock
 from core.spool.dispose import remove_reason, sync_directory
 from core.spool.move import Target, first_free, move, targets
 from core.spool.place import Place
@@ -74,7 +75,7 @@ def retry(place: Place, entry: Entry) -> Entry:
             return Entry(now.identity, State.WAITING, now.file_name, now.size, now.mtime, sidecar)
         if now.state is not State.BADMAIL:
             raise _conflict(now, "release it first" if now.state is State.HELD else "it is being sent")
-        back = _move(place, held, State.WAITING, None if now.sidecar is None else restarted(now.sidecar), rewrite=True)
+        back = _move(place, held, State.WAITING, None if now.sidecar is None else restart(now.sidecar), rewrite=True)
         remove_reason(place, names.base_of(now.file_name))
         return back
 
@@ -117,9 +118,7 @@ def submit(place: Place, chunks: Iterable[bytes], name: bytes | str | None) -> E
     spool_fd = place.mpu_fd
     if place.settings.format is MessageFormat.MAILDIR:
         with suppress(OSError):  # its own place for half files
-            spool_fd = os.open(
-                b"tmp", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.root_fd
-            )
+            spool_fd = os.open(b"tmp", _DIRECTORY, dir_fd=place.root_fd)
     try:
         fd = os.open(temporary, flags, 0o640, dir_fd=spool_fd)
         try:

@@ -70,7 +70,6 @@ class DirectorySpool:
         self._place: Place | None = None
         self._retired: list[Place] = []  # replaced or unmounted meanwhile, with messages still in flight
         self._scans = 0
-        self._last_scan: Scan | None = None
 
     @property
     def settings(self) -> Directory:
@@ -147,9 +146,7 @@ class DirectorySpool:
         """Names that wait and are due, streaming, unsorted, without a stat. Raises DirectoryUnavailable."""
         place = self.place
         self._scans += 1
-        scan = Scan(place, self._scans)
-        yield from scan.names()
-        self._last_scan = scan
+        yield from Scan(place, self._scans).names()
 
     def matches(self, name: bytes) -> bool:
         """Whether a name (from an event) is that of a waiting message."""
@@ -227,11 +224,6 @@ class DirectorySpool:
     def counts(self, *, stat_limit: int = 10_000) -> Counts:
         """Count by name, streaming. Sizes and ages only if there are at most `stat_limit` messages."""
         return count(self.place, stat_limit=stat_limit)
-
-    @property
-    def last_counts(self) -> Counts | None:
-        """By name alone, from the last whole scan."""
-        return None if self._last_scan is None else self._last_scan.counts
 
     def entries(self, states: Collection[State] | None = None) -> Iterator[Entry]:
         """All messages (in these states), streaming, in no order."""

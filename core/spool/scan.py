@@ -36,7 +36,6 @@ class Scan:
     def __init__(self, place: Place, number: int) -> None:
         self.place = place
         self.number = number
-        self.counts: Counts | None = None  # by name, once the pass is whole
 
     def names(self) -> Iterator[bytes]:
         """Names that are due. Raises DirectoryUnavailable."""
@@ -44,7 +43,7 @@ class Scan:
         place.check_path()
         try:
             place.sidecars.refresh()
-            due, deferred, held, locked = 0, 0, 0, set()
+            deferred, locked = 0, set()
             now, due_at_of, prefix, matches = place.clock.now(), place.sidecars.due_at, place.prefix, place.matches
             share = len(place.sidecars) // _VERIFIED_A_SCAN + 1
             with closing(listing(place.work_fd)) as all_names:
@@ -56,19 +55,12 @@ class Scan:
                             if not look or self._is_of_its_sidecar(name):
                                 deferred += 1
                                 continue
-                        due += 1
                         yield name
                     elif name.endswith(names.LOCK) and matches(name[:-4]):
                         locked.add(name[:-4])
-                    elif name.endswith(names.HOLD) and matches(name[:-5]):
-                        held += 1
             place.locked_names = {n for n in locked if n not in place.claimed}
-            if place.prefix:
-                held = sum(1 for n in listing(place.root_fd) if n.endswith(names.HOLD))
-            badmail = sum(1 for _ in _dead(place))
         except OSError as error:
             raise unavailable(place.settings.path, error) from None
-        self.counts = Counts(waiting=due, claimed=len(locked), deferred=deferred, held=held, badmail=badmail)
 
     def _is_of_its_sidecar(self, name: bytes) -> bool:
         place = self.place

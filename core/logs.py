@@ -1,10 +1,10 @@
 """The log: one line an event, JSON for machines or columns for people, on standard error.
 
 `configure_logs` is called once by the process's entry. Events are structlog's: `log = structlog.get_logger()`,
-`log.warning("account paused", account=name, remedy=...)`. `bind_message` ties message id and directory to everything
-logged in the same task. Guarantees: keys that name a secret are masked, bodies and overlong values are cut, control
-characters never reach a terminal raw, and no event of a log raises into the work that logged it (a full disk or a
-closed pipe loses the line, not the mail). Foreign loggers (uvicorn, apscheduler, alembic) take the same way out.
+`log.warning("account paused", account=name, remedy=...)`. Guarantees: keys that name a secret are masked, bodies and
+overlong values are cut, control characters never reach a terminal raw, and no event of a log raises into the work that
+logged it (a full disk or a closed pipe loses the line, not the mail). Foreign loggers (uvicorn, apscheduler, alembic)
+take the same way out.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -46,7 +45,6 @@ def configure_logs(
     console = log_format == "console" or (log_format == "auto" and out.isatty())
     level = getattr(logging, log_level.upper())
     before: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         stamp,
         structlog.processors.format_exc_info,
@@ -79,13 +77,6 @@ def configure_logs(
         "asyncio",
     ):
         logging.getLogger(name).setLevel(max(level, logging.WARNING) if level > logging.DEBUG else level)
-
-
-@contextmanager
-def bind_message(message_id: str, directory: str) -> Iterator[None]:
-    """Everything logged in this task while the block lasts names the message and its directory."""
-    with structlog.contextvars.bound_contextvars(message=message_id, directory=directory):
-        yield
 
 
 _second = (0, "")  # the last second seen, and its text

@@ -48,11 +48,6 @@ class Mailbox:
         return self.domain if self.domain.isascii() else _a_labels(self.domain)
 
     @property
-    def needs_smtputf8(self) -> bool:
-        """The local part is not ASCII: only servers that offer SMTPUTF8 (RFC 6531) can take it."""
-        return not self.local.isascii()
-
-    @property
     def key(self) -> str:
         """What two spellings of one mailbox have in common: the domain in lower case, the local part to the letter."""
         return f"{self.local}@{self.ascii_domain.lower()}"

@@ -74,7 +74,9 @@ def envelope_of(header: Header, *, max_recipients: int) -> Envelope:
     if block:
         return _from_resent(header, block, max_recipients)
     sender = _only_mailbox(header.values(b"sender")[:1], "Sender") or _from_sender(header)
-    entries = (entry for name in (b"to", b"cc", b"bcc") for value in header.values(name) for entry in _list(value))
+    entries = (
+        entry for name in (b"to", b"cc", b"bcc") for value in header.values(name) for entry in parse_address_list(value)
+    )
     recipients, rejected = _collect(((entry.mailbox, entry, "") for entry in entries), max_recipients)
     return Envelope(sender, recipients, source="headers", rejected=rejected)
 
@@ -84,15 +86,6 @@ def rewrite_sender(envelope: Envelope, from_address: str | None, policy: FromPol
     if not from_address or policy is FromPolicy.KEEP or not envelope.sender:
         return envelope
     return replace(envelope, sender=str(parse_mailbox(from_address)))
-
-
-def from_entries(header: Header) -> list[Entry]:
-    """The entries of all From fields."""
-    return [entry for value in header.values(b"from") for entry in _list(value)]
-
-
-def _list(value: bytes) -> list[Entry]:
-    return parse_address_list(value)
 
 
 # --- X-Sender and X-Receiver ------------------------------------------------------------------------------------------
@@ -187,7 +180,7 @@ def _only_mailbox(values: list[bytes], name: str) -> str:
     """The one mailbox of these fields; "" where there are no fields. Raises MessageRejected 5.1.7."""
     if not values:
         return ""
-    entries = [entry for value in values for entry in _list(value)]
+    entries = [entry for value in values for entry in parse_address_list(value)]
     if not entries:
         raise MessageRejected("5.1.7", f"{name} names no mailbox")
     if len(entries) > 1:
@@ -224,7 +217,7 @@ def _from_resent(header: Header, block: dict[bytes, list[Field]], max_recipients
         entry
         for name in (b"resent-to", b"resent-cc", b"resent-bcc")
         for value in values(name)
-        for entry in _list(value)
+        for entry in parse_address_list(value)
     )
     recipients, rejected = _collect(((entry.mailbox, entry, "") for entry in entries), max_recipients)
     return Envelope(sender, recipients, source="resent", rejected=rejected)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from core.delivery import Delivered
 from core.domain.account import Directory
@@ -13,7 +12,6 @@ from core.runtime.outlets import Outlets
 from core.runtime.views import QueueView
 
 _LATENCY_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics:

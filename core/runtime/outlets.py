@@ -42,7 +42,6 @@ class _Outlet:
     transport: Transport
     circuit: Circuit = _CLOSED
     timer: asyncio.TimerHandle | None = None
-    faults: int = 0  # since the start, for the metrics
 
 
 class Outlets:
@@ -102,7 +101,7 @@ class Outlets:
         if outlet is None or not passage.trial or not outlet.circuit.trial:
             return  # what was in flight when a pause came tells nothing of it
         pause = outlet.circuit.pause
-        self._change(passage.account.name, outlet, _CLOSED)
+        self._change(passage.account.name, outlet, outlet.circuit.succeeded())
         if pause is not None:
             log.info("account works again", account=passage.account.name)
         self._on_open(passage.account.name)
@@ -112,7 +111,6 @@ class Outlets:
         outlet = self._of(passage)
         if outlet is None:
             return  # the fault is of settings that were changed meanwhile
-        outlet.faults += 1
         self._open(outlet, fault, on_trial=passage.trial)
         if fault.code == TENANT_BLOCKED:
             for name, other in self._outlets.items():
@@ -188,10 +186,6 @@ class Outlets:
         """As people are shown it."""
         pause = self._get(name).circuit.pause
         return None if pause is not None and self._over(pause) else pause
-
-    def faults_of(self, name: str) -> int:
-        """How often it was to blame since the start."""
-        return self._get(name).faults
 
     def pause(self, name: str, reason: str, until: float | None) -> Pause:
         """By an operator."""

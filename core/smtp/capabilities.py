@@ -6,8 +6,6 @@ from core.domain.account import AuthMethod
 from core.domain.reply import Reply
 from core.smtp.dialogue import Capabilities, Target
 
-HELO_ONLY = Capabilities(esmtp=False)
-
 
 def parse_ehlo(reply: Reply) -> Capabilities:
     """The first line is the greeting; each further one a keyword and its parameters."""
@@ -32,7 +30,6 @@ def parse_ehlo(reply: Reply) -> Capabilities:
         eight_bit_mime="8BITMIME" in extensions,
         smtputf8="SMTPUTF8" in extensions,
         dsn="DSN" in extensions,
-        enhanced_status_codes="ENHANCEDSTATUSCODES" in extensions,
         starttls="STARTTLS" in extensions,
         auth=frozenset(mechanisms - {""}),
     )

@@ -22,9 +22,9 @@ from core.domain.account import AuthMethod, Security
 from core.domain.reply import Phase, Reply
 from core.domain.target import forbidden
 from core.smtp.auth import Login
-from core.smtp.capabilities import HELO_ONLY, choose_mechanism, login_wanted, parse_ehlo
+from core.smtp.capabilities import choose_mechanism, login_wanted, parse_ehlo
 from core.smtp.connection import Connection
-from core.smtp.dialogue import ConnectFailed, FailureKind, Target
+from core.smtp.dialogue import Capabilities, ConnectFailed, FailureKind, Target
 from core.smtp.errors import ConversationEnded, InjectedOctets, ProtocolError
 from core.smtp.events import Command
 
@@ -186,7 +186,7 @@ async def _greet(connection: Connection, target: Target, name: str) -> None:
         if reply.severity == 5 and target.security is not Security.STARTTLS and not login_wanted(target):
             reply = await connection.command(Command.HELO, f"HELO {name}\r\n".encode())
             if reply.severity == 2:
-                connection.protocol.capabilities = HELO_ONLY
+                connection.protocol.capabilities = Capabilities()
                 return
     _refuse(connection, Phase.EHLO, "ehlo_refused", "the server refused the greeting", reply)
 

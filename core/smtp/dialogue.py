@@ -42,10 +42,8 @@ class Capabilities:
     eight_bit_mime: bool = False  # RFC 6152
     smtputf8: bool = False  # RFC 6531
     dsn: bool = False  # RFC 3461
-    enhanced_status_codes: bool = False  # RFC 2034
     starttls: bool = False  # RFC 3207
     auth: frozenset[str] = frozenset()  # RFC 4954 mechanisms, upper-case
-    esmtp: bool = True  # False: only HELO was understood
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class SmtpProtocol:
 
     def __init__(self) -> None:
         self.state = State.BANNER
-        self.capabilities = Capabilities(esmtp=False)
+        self.capabilities = Capabilities()
         self.output: list[bytes] = []
         self.error: ProtocolError | None = None  # why the state is CLOSED, where the server broke the protocol
         self.goodbye: Reply | None = None  # the 421 that closed
@@ -219,7 +219,7 @@ class SmtpProtocol:
         """The handshake after STARTTLS is done: what was said in clear is forgotten (RFC 3207 section 4.2)."""
         if self.state is not State.TLS:
             raise RuntimeError("no STARTTLS was answered")
-        self.capabilities = Capabilities(esmtp=False)
+        self.capabilities = Capabilities()
         self.state = State.COMMANDS
 
     def open(self) -> None:

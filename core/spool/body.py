@@ -32,7 +32,7 @@ from core.domain.content import (
     scan_body,
 )
 from core.domain.encoded_word import decode_words
-from core.domain.envelope import Envelope, envelope_of, from_entries
+from core.domain.envelope import Envelope, envelope_of
 from core.domain.header import Header, Layout, find_header, split_header
 from core.domain.recode import survey
 from core.errors import MessageRefused, MessageRejected
@@ -186,11 +186,6 @@ class Prepared:
         """The subject as people read it; not escaped for any display."""
         value = self.header.first(b"subject")
         return decode_words(value) if value else ""
-
-    @property
-    def from_mailbox(self) -> str | None:
-        """The first mailbox of From; None where there is none."""
-        return next((str(entry.mailbox) for entry in from_entries(self.header) if entry.mailbox), None)
 
     @property
     def notes(self) -> tuple[str, ...]:

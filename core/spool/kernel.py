@@ -17,7 +17,6 @@ from functools import cache
 from typing import Protocol
 
 _RENAME_NOREPLACE = 1
-_AT_FDCWD = -100
 
 NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 NO_RIGHT = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})

@@ -87,11 +87,6 @@ def test_a_literal_must_be_an_address(text: str) -> None:
         parse_mailbox(text, allow_literal=True)
 
 
-def test_only_a_non_ascii_local_part_needs_smtputf8() -> None:
-    assert parse_mailbox("jörg@b.c").needs_smtputf8
-    assert not parse_mailbox("jorg@bücher.example").needs_smtputf8
-
-
 def test_equal_mailboxes_share_a_key() -> None:
     assert parse_mailbox("A@B.Example").key == parse_mailbox("A@b.eXample").key
     assert parse_mailbox("a@b.example").key != parse_mailbox("A@b.example").key

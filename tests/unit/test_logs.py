@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import logging
@@ -11,7 +10,7 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from core.logs import bind_message, configure_logs, escape
+from core.logs import configure_logs, escape
 
 
 @pytest.fixture
@@ -60,23 +59,6 @@ def test_secrets_are_masked(
     assert "hunter22" not in out.getvalue()
     assert "password_set" in out.getvalue()
     assert "true" in out.getvalue()
-
-
-def test_message_and_directory_are_bound_to_the_task(out: io.StringIO) -> None:
-    configure_logs(log_format="json", stream=out)
-    log = structlog.get_logger()
-
-    async def one(name: str) -> None:
-        with bind_message(f"inbox.{name}", "inbox"):
-            await asyncio.sleep(0)
-            log.info(name)
-
-    async def both() -> None:
-        await asyncio.gather(one("a"), one("b"))
-        log.info("after")
-
-    asyncio.run(both())
-    assert [event.get("message") for event in events(out)] == ["inbox.a", "inbox.b", None]
 
 
 def test_console_shows_no_raw_control_characters(out: io.StringIO) -> None:

@@ -34,6 +34,7 @@ class Checks:
     audit: Audit
     clock: Clock
     host_name: str
+    allow_private_targets: bool = True
 
     async def account(self, account: Account) -> CheckView:
         """Connect, TLS, login, NOOP with these settings, saved or not."""
@@ -46,7 +47,7 @@ class Checks:
                 step.fault.code if step.fault is not None else "",
                 step.fault.remedy if step.fault is not None else "",
             )
-            for step in await check(account)
+            for step in await check(account, allow_private=self.allow_private_targets)
         )
         return CheckView(all(step.ok for step in steps), steps)
 

@@ -176,7 +176,7 @@ class Relay:
         settings, clock, audit = self.settings, self.clock, self.audit
         keep = Keep(settings.open_drains_max, settings.finished_kept, settings.finished_kept_seconds)
         self.pauses = Pauses(self.outlets, self.inlets, audit)
-        self.checks = Checks(self.outlets, audit, clock, self.host_name)
+        self.checks = Checks(self.outlets, audit, clock, self.host_name, settings.allow_private_targets)
         self.queue = Queue(self.inlets, self.outlets, store, audit, clock, settings.max_header_bytes)
         self.reasons = Reasons(self.queue)
         self.messages = Messages(
@@ -212,7 +212,7 @@ class Relay:
             quit_seconds=s.smtp_quit_timeout_seconds,
             transaction_seconds=s.smtp_deadline_seconds,
         )
-        return SmtpTransport(account, clock=self.clock, timeouts=timeouts)
+        return SmtpTransport(account, clock=self.clock, timeouts=timeouts, allow_private=s.allow_private_targets)
 
     async def _take_over(self) -> None:
         """Accounts first, then directories with their recovery; one that can't be reached doesn't stop the others."""

@@ -93,7 +93,7 @@ async def _connect(target: Target, reached: Callable[[Phase, str], None]) -> soc
     except (OSError, UnicodeError) as error:
         raise ConnectFailed(Phase.DNS, "dns_failed", f"{target.host} can't be resolved: {error}") from error
     for *_, address in found:  # what a name resolves to is judged as a literal is when it is saved
-        reason = forbidden(str(address[0]))
+        reason = forbidden(str(address[0]), allow_private=target.allow_private)
         if reason is not None:
             raise ConnectFailed(Phase.CONNECT, "target_forbidden", f"{target.host}: {address[0]} {reason}")
     reached(Phase.DNS, ", ".join(dict.fromkeys(str(address[0]) for *_, address in found)))

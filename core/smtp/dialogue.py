@@ -60,6 +60,7 @@ class Target:
     helo_name: str | None = None  # None: the host's name if it has a dot, else the address literal
     ca_file: str | None = None  # PEM; None: the system's authorities
     allow_plaintext_login: bool = False  # otherwise a login without TLS goes to loopback only
+    allow_private: bool = True  # False: what the name resolves to must be a public address
     chunking: bool = True  # use BDAT where offered
     timeouts: Timeouts = field(default_factory=Timeouts)
 
@@ -153,7 +154,7 @@ class TransactionResult:
 class ConnectFailed(Exception):
     """No connection could be had.
 
-    `code` is one of dns_failed, connect_failed, connect_timeout, tls_failed, certificate_untrusted,
+    `code` is one of dns_failed, target_forbidden, connect_failed, connect_timeout, tls_failed, certificate_untrusted,
     certificate_expired, certificate_wrong_host, banner_refused, ehlo_refused, starttls_missing, starttls_refused,
     starttls_injection, login_refused, login_deferred, login_not_offered, plaintext_login_refused, token_failed,
     protocol_error, timeout, closed. `detail` is in plain words and holds no secret.

@@ -30,9 +30,12 @@ class Step:
     fault: AccountFault | None = None
 
 
-async def check(account: Account, token: Callable[[], Awaitable[str]] | None = None) -> list[Step]:
+async def check(
+    account: Account, token: Callable[[], Awaitable[str]] | None = None, *, allow_private: bool = True
+) -> list[Step]:
     """All steps that were reached; the last one failed if not all are ok."""
-    target = target_of(account, Timeouts(banner_seconds=CHECK_SECONDS, command_seconds=CHECK_SECONDS), token)
+    timeouts = Timeouts(banner_seconds=CHECK_SECONDS, command_seconds=CHECK_SECONDS)
+    target = target_of(account, timeouts, token, allow_private=allow_private)
     steps: list[Step] = []
     began = time.perf_counter()
 

@@ -27,7 +27,7 @@ INLINE_BYTES = 1 << 18  # a larger body is prepared in a thread: it may be re-en
 _REMEDIES = {
     "dns_failed": "Check the account's host name and this machine's name service.",
     "connect_failed": "Check host and port, and that the firewall lets this machine out (587 or 465, not 25).",
-    "target_forbidden": "Mail may not go to link-local and cloud metadata addresses: correct the host, or its DNS.",
+    "target_forbidden": "Correct the account's host, or what its name resolves to.",
     "connect_timeout": "Check host and port, and that the firewall lets this machine out (587 or 465, not 25).",
     "tls_failed": "Check that port and security of the account fit: 587 is starttls, 465 is tls.",
     "certificate_untrusted": "Give the authority that signed the server's certificate as tls_ca_file.",
@@ -56,8 +56,14 @@ class OutgoingMail:
     envid: str | None = None
 
 
-def target_of(account: Account, timeouts: Timeouts, token: Callable[[], Awaitable[str]] | None = None) -> Target:
-    """What the client connects to for this account."""
+def target_of(
+    account: Account,
+    timeouts: Timeouts,
+    token: Callable[[], Awaitable[str]] | None = None,
+    *,
+    allow_private: bool = True,
+) -> Target:
+    """What the client connects to for this account. `allow_private`: loopback and private networks too."""
     return Target(
         host=account.host,
         port=account.port,
@@ -69,6 +75,7 @@ def target_of(account: Account, timeouts: Timeouts, token: Callable[[], Awaitabl
         helo_name=account.helo_name,
         ca_file=account.tls_ca_file,
         allow_plaintext_login=account.allow_plaintext_login,
+        allow_private=allow_private,
         timeouts=replace(timeouts, connect_seconds=account.connect_timeout_seconds),
     )
 
@@ -97,11 +104,12 @@ class SmtpTransport:
         clock: Clock,
         timeouts: Timeouts | None = None,
         token: Callable[[], Awaitable[str]] | None = None,
+        allow_private: bool = True,
     ) -> None:
         self.account = account
         self._clock = clock
         self._pool = Pool(
-            target_of(account, timeouts or Timeouts(), token),
+            target_of(account, timeouts or Timeouts(), token, allow_private=allow_private),
             max_connections=account.max_connections,
             messages_per_connection=account.messages_per_connection,
             idle_timeout_seconds=account.idle_timeout_seconds,

@@ -71,6 +71,15 @@ async def test_a_dead_host_pauses_for_a_while_and_mail_goes_when_it_is_back(tmp_
             await until(lambda: len(server.messages) == 3 and not bench.names(), "delivery")
 
 
+async def test_a_private_target_is_asked_nothing_where_the_settings_forbid_these(tmp_path: Path) -> None:
+    async with SmtpServer() as server, running(tmp_path, [account(server)], allow_private_targets=False) as bench:
+        await _fill(bench)
+        await _kept(bench, "target_forbidden")
+        checked = (await bench.http.post("/accounts/main/check")).json()
+        assert [step["cause"] for step in checked["steps"] if not step["ok"]] == ["target_forbidden"]
+        assert server.accepted == 0
+
+
 async def test_an_untrusted_certificate_sends_nothing_until_its_authority_is_given(tmp_path: Path) -> None:
     authority, context = certificate("localhost", "127.0.0.1")
     ca_file = tmp_path / "ca.pem"

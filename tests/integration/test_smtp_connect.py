@@ -101,6 +101,13 @@ async def test_a_closed_port_and_a_name_that_is_not() -> None:
         assert (failed.phase, failed.code) == (Phase.DNS, "dns_failed")
 
 
+async def test_a_name_that_resolves_to_a_private_address_is_not_connected_to_where_these_are_forbidden() -> None:
+    async with SmtpServer() as server:
+        failed = await failure(target(server, host="localhost", allow_private=False))
+        assert (failed.phase, failed.code) == (Phase.CONNECT, "target_forbidden")
+        assert server.accepted == 0
+
+
 async def test_a_server_that_does_not_answer_the_syn() -> None:
     with socket.socket() as sock, socket.socket() as filler:
         sock.bind(("127.0.0.1", 0))

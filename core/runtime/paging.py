@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from core.errors import FieldError, InvalidSettings
+from core.domain import cursor as cursors
 from core.runtime.views import Page
 
 T = TypeVar("T")
@@ -15,21 +13,14 @@ T = TypeVar("T")
 
 def page_of(rows: Sequence[T], name_of: Callable[[T], str], limit: int, cursor: str | None) -> Page[T]:
     """The rows behind the cursor, by name. Raises InvalidSettings for a cursor that no page gave."""
-    after = "" if cursor is None else _decode(cursor)
+    after = "" if cursor is None else _name(cursor)
     behind = sorted((row for row in rows if name_of(row) > after), key=name_of)
     more = len(behind) > limit
-    return Page(tuple(behind[:limit]), _encode(name_of(behind[limit - 1])) if more else None)
+    return Page(tuple(behind[:limit]), cursors.write(name_of(behind[limit - 1]).encode()) if more else None)
 
 
-def _encode(name: str) -> str:
-    return base64.urlsafe_b64encode(name.encode()).rstrip(b"=").decode()
-
-
-def _decode(cursor: str) -> str:
+def _name(cursor: str) -> str:
     try:
-        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        raise InvalidSettings(
-            [FieldError("query/cursor", "bad_cursor", "is none that a list gave")],
-            remedy="begin the list again without it",
-        ) from None
+        return cursors.read(cursor).decode()
+    except UnicodeDecodeError:
+        raise cursors.refused() from None

@@ -7,7 +7,6 @@ ten times as old as it took.
 from __future__ import annotations
 
 import asyncio
-import base64
 import heapq
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,14 +14,13 @@ from dataclasses import dataclass, field
 
 from sqlmodel import Session
 
+from core.domain import cursor as cursors
 from core.domain.clock import Clock
 from core.domain.envelope import Envelope
 from core.domain.message import State, parse_message_id
 from core.domain.routing import Refusal
 from core.errors import (
     DirectoryUnavailable,
-    FieldError,
-    InvalidSettings,
     MessageError,
     NotFound,
     RelayError,
@@ -363,15 +361,14 @@ def shown(name: bytes) -> str:
 
 def _write_cursor(key: tuple[str, bytes, str]) -> str:
     directory, name, tag = key
-    return base64.urlsafe_b64encode(directory.encode() + b"\0" + tag.encode() + b"\0" + name).decode().rstrip("=")
+    return cursors.write(directory.encode() + b"\0" + tag.encode() + b"\0" + name)
 
 
 def _read_cursor(cursor: str | None) -> tuple[str, bytes, str] | None:
     if cursor is None:
         return None
     try:
-        raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        directory, tag, name = raw.split(b"\0", 2)
+        directory, tag, name = cursors.read(cursor).split(b"\0", 2)
         return directory.decode("ascii"), name, tag.decode("ascii")
     except ValueError:
-        raise InvalidSettings([FieldError("query/cursor", "invalid", "is no cursor of this list")]) from None
+        raise cursors.refused() from None

@@ -1,0 +1,34 @@
+"""The queue as a list: pages over the files themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.relay import account, mail, running
+from tests.support.smtp_server import SmtpServer
+
+
+async def test_each_message_appears_once_over_all_pages_whatever_its_name(tmp_path: Path) -> None:
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        await bench.http.post("/pause")
+        for number, name in enumerate(("b.eml", "a.eml", "ü.eml", "c d.eml")):
+            bench.drop(name, mail(number))
+        shown: list[str] = []
+        query: dict[str, str] = {}
+        while True:
+            page = await bench.get("/queue/messages", limit=1, **query)
+            shown += [message["file_name"] for message in page["items"]]
+            if page["next"] is None:
+                break
+            query = {"cursor": page["next"]}
+        assert shown == ["a.eml", "b.eml", "c d.eml", "ü.eml"]
+
+
+@pytest.mark.parametrize("cursor", ["x", "!!", "é", "YQ", "_wAAAA"])
+async def test_a_cursor_that_no_page_gave_is_refused_as_in_every_list(tmp_path: Path, cursor: str) -> None:
+    async with running(tmp_path) as bench:
+        answer = await bench.http.get("/queue/messages", params={"cursor": cursor})
+        assert answer.status_code == 422
+        assert [(e["pointer"], e["code"]) for e in answer.json()["errors"]] == [("query/cursor", "bad_cursor")]

@@ -198,10 +198,9 @@ class Link(asyncio.Protocol):
 
     def _flush(self) -> None:
         self._flush_due = False
-        output = self.protocol.output
-        if not output or self._transport is None or self.protocol.closed:
+        if not self.protocol.output or self._transport is None or self.protocol.closed:
             return
-        self.protocol.output = []
+        output = self.protocol.take_output()
         if len(output) == 1:
             self._transport.write(output[0])
             return

@@ -2,9 +2,9 @@
 
 Rules
 - The server speaks in replies only, and each reply answers the oldest command not yet answered (RFC 5321 section
-  4.2, RFC 2920 section 3.1). So commands go into a queue as they are written, and a reply takes its head. A reply
-  that nobody asked for, one whose first digit does not fit its command, and what is no reply at all are protocol
-  errors: the connection is of no use any more, and nothing is ever paired with a later command.
+  4.2, RFC 2920 section 3.1). So commands go into a queue as they are written, and a reply takes its head, once that
+  has left. A reply that nobody asked for, one whose first digit does not fit its command, and what is no reply at all
+  are protocol errors: the connection is of no use any more, and nothing is ever paired with a later command.
 - 421 answers any command by closing (section 3.8). In answer to a final dot it leaves the message unknown. What was
   written behind the command that it answers is not acted upon: if the connection then ends without another reply, the
   transactions behind were not tried, even if their content was written. Some servers say 421 and go on: so where
@@ -59,6 +59,7 @@ class SmtpProtocol:
         self._answers_at_goodbye = 0
         self.begun = 0  # transactions
         self.answers = 0  # replies that were paired with a command
+        self._written = self._left = 1  # commands in all, and of them those that left; the banner counts as one
         self._parser = ReplyParser()
         self._expected: deque[Expected] = deque([(Command.BANNER, None, 0)])
         self._open: deque[Exchange] = deque()  # begun and not settled; they settle in this order
@@ -124,7 +125,7 @@ class SmtpProtocol:
         """Pair one reply with its command."""
         if self.state is State.TLS:
             raise InjectedOctets("the server sent a reply behind its 220 to STARTTLS")
-        if not self._expected:
+        if not self._expected or (self.answers >= self._left and self._too_early(reply)):
             self._unasked(reply, events)
             return
         command, exchange, index = self._expected.popleft()
@@ -146,6 +147,10 @@ class SmtpProtocol:
             self._last_answer(exchange, reply, events)
         elif command is Command.BDAT:
             self._bdat_answer(exchange, reply, events)
+
+    def _too_early(self, reply: Reply) -> bool:
+        """The oldest command not answered has not left yet. A refusal of the content counts even before its end."""
+        return self._expected[0][0] is not Command.LAST or reply.severity not in (4, 5)
 
     def _unasked(self, reply: Reply, events: list[Event]) -> None:
         exchange = self._current
@@ -263,7 +268,14 @@ class SmtpProtocol:
 
     def _write(self, command: Command, line: bytes, exchange: Exchange | None = None, index: int = 0) -> None:
         self._expected.append((command, exchange, index))
+        self._written += 1
         self.output.append(line)
+
+    def take_output(self) -> list[bytes]:
+        """What is to be sent now. From here on its commands may be answered."""
+        output, self.output = self.output, []
+        self._left = self._written
+        return output
 
     # --- the envelope -------------------------------------------------------------------------------------------------
 

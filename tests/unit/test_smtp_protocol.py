@@ -19,17 +19,27 @@ CHUNKING = Capabilities(pipelining=True, chunking=True)
 PLAIN = Capabilities()
 
 
-def ready(capabilities: Capabilities) -> SmtpProtocol:
-    protocol = SmtpProtocol()
+class Wired(SmtpProtocol):
+    """All that is written leaves before the next octets come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left: list[bytes] = []
+
+    def receive(self, data: bytes) -> list[Event]:
+        self.left += self.take_output()
+        return super().receive(data)
+
+
+def ready(capabilities: Capabilities) -> Wired:
+    protocol = Wired()
     protocol.receive(b"220 mx\r\n")
     protocol.capabilities = capabilities
     protocol.open()
     return protocol
 
 
-def begin(
-    protocol: SmtpProtocol, *to: str, sender: str = "a@b.c", kept: bool = True, at_once: bool = False
-) -> Exchange:
+def begin(protocol: Wired, *to: str, sender: str = "a@b.c", kept: bool = True, at_once: bool = False) -> Exchange:
     transaction = Transaction(sender=sender, recipients=[To(name) for name in to or ("d@e.f",)], body=Octets(b"x\r\n"))
     chunked = protocol.chunks_many
     exchange = protocol.begin(transaction, protocol.envelope(transaction), chunked=chunked, at_once=at_once, kept=kept)
@@ -38,9 +48,9 @@ def begin(
     return exchange
 
 
-def sent(protocol: SmtpProtocol) -> list[str]:
+def sent(protocol: Wired) -> list[str]:
     """What was written since, by lines."""
-    octets, protocol.output = b"".join(protocol.output), []
+    octets, protocol.left = b"".join([*protocol.left, *protocol.take_output()]), []
     return octets.decode().split("\r\n")[:-1]
 
 
@@ -325,7 +335,7 @@ def test_refused_at_once_and_lost_is_refused_not_unknown(refusal: bytes) -> None
 
 @pytest.mark.parametrize("octets", [b"220 go\r\n250 injected\r\n", b"220 go\r\n25", b"220 go\r\n|250 later\r\n"])
 def test_octets_behind_starttls_are_an_injection(octets: bytes) -> None:
-    protocol = SmtpProtocol()
+    protocol = Wired()
     protocol.receive(b"220 mx\r\n")
     protocol.command(Command.STARTTLS, b"STARTTLS\r\n")
     for part in octets.split(b"|"):
@@ -335,7 +345,7 @@ def test_octets_behind_starttls_are_an_injection(octets: bytes) -> None:
 
 
 def test_what_was_said_in_clear_is_forgotten() -> None:
-    protocol = SmtpProtocol()
+    protocol = Wired()
     assert kinds(protocol.receive(b"220 mx\r\n")) == [Answered]
     protocol.capabilities = CHUNKING
     protocol.command(Command.STARTTLS, b"STARTTLS\r\n")
@@ -344,7 +354,7 @@ def test_what_was_said_in_clear_is_forgotten() -> None:
     assert not protocol.capabilities.pipelining
 
 
-def _misuse(protocol: SmtpProtocol, what: str) -> Any:
+def _misuse(protocol: Wired, what: str) -> Any:
     match what:
         case "begin in COMMANDS":
             protocol.state = State.COMMANDS
@@ -374,3 +384,28 @@ def test_misuse_raises(what: str) -> None:
 def test_the_table_ends_only_in_over() -> None:
     assert TABLE[Step.OVER] == {}
     assert all(moves[Happening.LOST] is Step.OVER for step, moves in TABLE.items() if step is not Step.OVER)
+
+
+def test_a_reply_before_its_command_has_left_was_not_asked_for() -> None:
+    """DATA is refused twice: the second must not pass for the reply to the RSET that is about to leave."""
+    protocol = ready(PLAIN)
+    exchange = begin(protocol)
+    for _ in range(2):
+        protocol.receive(b"250 ok\r\n")
+    assert protocol.receive(b"451 later\r\n250 and more\r\n") == [Settled(exchange)]
+    assert protocol.closed
+    assert exchange.result.data_reply is not None
+    assert exchange.result.failure is None
+
+
+def test_a_refusal_before_the_dot_has_left_is_the_verdict_and_a_success_is_none() -> None:
+    for reply, dot_sent in ((b"554 spam\r\n", True), (b"250 taken\r\n", True)):
+        protocol = ready(PLAIN)
+        exchange = begin(protocol)
+        for answer in (b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
+            protocol.receive(answer)
+        protocol.end(exchange, b"x\r\n")
+        assert SmtpProtocol.receive(protocol, reply) == [Settled(exchange)]
+        final = exchange.result.final_reply
+        assert (final.code if final else None) == (554 if reply.startswith(b"554") else None)
+        assert exchange.result.dot_sent is dot_sent

@@ -11,7 +11,6 @@ from contextlib import suppress
 from core.errors import DirectoryUnavailable, RelayError
 from core.spool import kernel
 from core.spool.place import Place
-from core.spool.scan import listing
 from core.spool.sidecars import write_all
 from core.spool.values import CheckStep
 from core.spool.watch import can_watch
@@ -67,7 +66,7 @@ class _Tries:
         return steps
 
     def _list(self) -> str:
-        next(iter(listing(self.place.work_fd)), None)
+        next(kernel.listing(self.place.work_fd), None)
         return "names can be listed"
 
     def _create(self) -> str:

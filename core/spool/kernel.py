@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import signal
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -98,6 +99,17 @@ def no_writer(fd: int, features: Features) -> bool | None:
         return None
     fcntl.fcntl(fd, _SETLEASE, fcntl.F_UNLCK)
     return True
+
+
+def listing(dir_fd: int) -> Generator[bytes, None, None]:
+    """Names in a directory, streaming. Raises OSError."""
+    fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)  # its own position, unlike a dup
+    try:
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                yield os.fsencode(entry.name)
+    finally:
+        os.close(fd)
 
 
 def lock(fd: int) -> bool:

@@ -17,7 +17,7 @@ from core.domain.reply import Phase
 from core.spool import kernel
 from core.spool.log import FRAME, MARK, MAX_RECORD
 
-_SEGMENT = re.compile(r"(\d+-[0-9a-f]+)\.log\.(\d+)")
+_SEGMENT = re.compile(rb"(\d+-[0-9a-f]+)\.log\.(\d+)")
 
 
 @dataclass(slots=True)
@@ -78,16 +78,10 @@ class OwnerLog:
 def read_logs(mpu_fd: int, *, but: Collection[str]) -> list[OwnerLog]:
     """All logs but those of these owners; those of dead owners come locked. The caller closes them."""
     logs: dict[str, OwnerLog] = {}
-    listing = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mpu_fd)
-    try:
-        with os.scandir(listing) as entries:
-            for entry in entries:
-                match = _SEGMENT.fullmatch(entry.name)
-                if match is not None and match[1] not in but:
-                    log = logs.setdefault(match[1], OwnerLog(match[1]))
-                    log.segments[int(match[2])] = os.fsencode(entry.name)
-    finally:
-        os.close(listing)
+    for name in kernel.listing(mpu_fd):
+        match = _SEGMENT.fullmatch(name)
+        if match is not None and (owner := match[1].decode("ascii")) not in but:
+            logs.setdefault(owner, OwnerLog(owner)).segments[int(match[2])] = name
     for log in logs.values():
         for number, name in sorted(log.segments.items()):
             if not _read_segment(mpu_fd, name, log):

@@ -200,17 +200,11 @@ def _start(place: Place) -> None:
     written = os.fstat(place.mpu_fd).st_mtime  # the log was renamed in there just now
     place.skew = place.clock.now() - written
     place.skew_monotonic = written - place.clock.monotonic()
-    listing = os.open(b".", _DIRECTORY, dir_fd=place.mpu_fd)
-    try:
-        with os.scandir(listing) as entries:
-            for entry in entries:
-                name = os.fsencode(entry.name)
-                if name.startswith(TEMPORARY) or name.endswith(b".lock"):
-                    with suppress(OSError):
-                        if written - os.stat(name, dir_fd=place.mpu_fd).st_mtime > _LITTER_SECONDS:
-                            _remove_unheld(place.mpu_fd, name)
-    finally:
-        os.close(listing)
+    for name in kernel.listing(place.mpu_fd):
+        if name.startswith(TEMPORARY) or name.endswith(b".lock"):
+            with suppress(OSError):
+                if written - os.stat(name, dir_fd=place.mpu_fd).st_mtime > _LITTER_SECONDS:
+                    _remove_unheld(place.mpu_fd, name)
     with suppress(OSError, ValueError):
         fd = os.open(_STUFFING, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.mpu_fd)
         try:

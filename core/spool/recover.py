@@ -45,16 +45,10 @@ def orphans(place: Place) -> Iterator[Recovered]:
 
 
 def _locked_names(place: Place) -> Iterator[bytes]:
-    listing = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.work_fd)
-    try:
-        with os.scandir(listing) as entries:
-            for entry in entries:
-                if entry.name.endswith(".lck"):
-                    name = os.fsencode(entry.name)[: -len(names.LOCK)]
-                    if place.matches(name):
-                        yield name
-    finally:
-        os.close(listing)
+    for locked in kernel.listing(place.work_fd):
+        name = locked.removesuffix(names.LOCK)
+        if name != locked and place.matches(name):
+            yield name
 
 
 def _lock_can_be_had(place: Place, name: bytes) -> bool:

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import closing
 
 from core.domain.message import MessageId, MessageIdentity, State
 from core.errors import NotFound
 from core.spool import names
 from core.spool.claim import known, stat_at
+from core.spool.kernel import listing
 from core.spool.place import Place, unavailable
 from core.spool.values import Counts, Entry
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _VERIFIED_A_SCAN = 10_000  # deferred names that are looked at, since another message may have taken the name
 _BADMAIL_PREFIX = names.BADMAIL + b"/"
-
-
-def listing(dir_fd: int) -> Generator[bytes, None, None]:
-    """Names in a directory, streaming. Raises OSError."""
-    fd = os.open(b".", _DIRECTORY, dir_fd=dir_fd)  # its own position, unlike a dup
-    try:
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                yield os.fsencode(entry.name)
-    finally:
-        os.close(fd)
 
 
 class Scan:

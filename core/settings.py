@@ -114,7 +114,7 @@ class Settings(BaseModel):
         default=600, gt=0, le=7200, description="Reply to the final dot or BDAT LAST"
     )
     smtp_deadline_seconds: float = Field(
-        default=3600, gt=0, le=86_400, description="One whole transaction, dot included"
+        default=3600, gt=0, le=86_400, description="From MAIL to the final dot, however slowly the server takes it"
     )
     smtp_quit_timeout_seconds: float = Field(
         default=2, gt=0, le=60, description="Reply to QUIT; then it is just closed"

@@ -26,8 +26,8 @@ class Timeouts:
     data_seconds: float = 120
     block_seconds: float = 180  # until a block of content was taken by the network
     dot_seconds: float = 600
-    quit_seconds: float = 5
-    transaction_seconds: float = 1800  # from MAIL to the final dot, so that a server that trickles can't hold on
+    quit_seconds: float = 2
+    transaction_seconds: float = 3600  # from MAIL to the final dot, so that a server that trickles can't hold on
     login_seconds: float = 600  # from TCP connect to the end of the login, for the same reason
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from sqlmodel import Session
@@ -23,19 +23,17 @@ from core.errors import (
     NotFound,
     PreconditionFailed,
     SecretKeyLost,
-    StateConflict,
 )
 from core.runtime.account_rules import ca_file_rules, rules, target_rules
 from core.runtime.audit import MASK, Audit, difference
 from core.runtime.facade import Checks, Pauses, Saved
 from core.runtime.paging import page_of
+from core.runtime.saving import TRIES, too_busy, with_defaults
 from core.runtime.views import AccountView, Actor, CheckView, Page, PauseView
 from core.settings import Settings
 from core.store import accounts
 from core.store.accounts import AccountRecord, Password
 from core.store.store import Store
-
-TRIES = 5  # saves that came in between
 
 
 class Accounts:
@@ -148,7 +146,7 @@ class Accounts:
                     continue
             if saved is not None:
                 return saved
-        raise _too_busy()
+        raise too_busy()
 
     async def change(
         self,
@@ -173,15 +171,14 @@ class Accounts:
             saved = await self._change(record, build, actor, if_match, check)
             if saved is not None:
                 return saved
-        raise _too_busy()
+        raise too_busy()
 
     async def delete(self, name: str, actor: Actor, *, if_match: Sequence[str] | None = None) -> None:
         """Raises NotFound, PreconditionFailed, InUse."""
 
         def write(session: Session) -> None:
             record = accounts.get(session, self._store.secrets, name)
-            require_version(record.version, if_match)
-            accounts.delete(session, name)
+            accounts.delete(session, name, if_match=if_match)
             self._audit.within(session, actor, "account.delete", name, difference(_shown(record), {}))
 
         await self._store.write(write)
@@ -218,7 +215,7 @@ class Accounts:
         check: bool,
     ) -> Saved[AccountView] | None:
         """None: somebody saved in between."""
-        require_version(before.version, if_match)
+        accounts.check_version(before.version, if_match)
         account, password = build(before)
         await self._examine(account, before.account)
         if password is Password.KEEP and before.password_set:
@@ -267,32 +264,6 @@ class Accounts:
             errors += await asyncio.to_thread(ca_file_rules, account.tls_ca_file)
         if errors:
             raise InvalidSettings(errors)
-
-
-def _too_busy() -> StateConflict:
-    return StateConflict("others keep changing it", state="changing", remedy="repeat the call")
-
-
-def require_version(present: int, if_match: Sequence[str] | None) -> None:
-    """Raises PreconditionFailed."""
-    if if_match is not None and "*" not in if_match and str(present) not in if_match:
-        raise PreconditionFailed(
-            f"it was changed meanwhile: the version is {present} now", remedy="get it again and repeat the change"
-        )
-
-
-def with_defaults(kind: type[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A merge patch with the defaults in place of None. Raises InvalidSettings where there is none."""
-    defaults = {field.name: field.default for field in fields(kind)}
-    settings = {name: defaults[name] if value is None else value for name, value in changes.items()}
-    wrong = [
-        FieldError(f"/{name}", "required", "has no default to go back to")
-        for name, value in settings.items()
-        if value is MISSING
-    ]
-    if wrong:
-        raise InvalidSettings(wrong)
-    return settings
 
 
 def _require_password_again(before: Account, after: Account) -> None:

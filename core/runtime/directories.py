@@ -17,15 +17,16 @@ from sqlmodel import Session
 
 from core.domain.account import Directory
 from core.domain.clock import Clock
-from core.errors import AlreadyExists, FieldError, InvalidSettings, NotFound, PreconditionFailed, StateConflict
-from core.runtime.accounts import TRIES, require_version, with_defaults
+from core.errors import AlreadyExists, FieldError, InvalidSettings, NotFound, PreconditionFailed
 from core.runtime.audit import Audit, difference
 from core.runtime.directory_rules import path_rules, remedy_of, rules
 from core.runtime.facade import Checks, Pauses, Saved
 from core.runtime.paging import page_of
+from core.runtime.saving import TRIES, too_busy, with_defaults
 from core.runtime.views import Actor, CheckView, DirectoryView, Page
 from core.settings import Settings
 from core.store import directories
+from core.store.accounts import check_version
 from core.store.directories import DirectoryRecord
 from core.store.store import Store
 
@@ -99,7 +100,7 @@ class Directories:
                 except AlreadyExists:  # by somebody else just now, or the path is another's
                     if await self._find(directory.name) is None:
                         raise
-        raise _too_busy()
+        raise too_busy()
 
     async def change(
         self, name: str, changes: Mapping[str, Any], actor: Actor, *, if_match: Sequence[str] | None = None
@@ -124,15 +125,14 @@ class Directories:
             saved = await self._change(record, build, actor, if_match)
             if saved is not None:
                 return saved
-        raise _too_busy()
+        raise too_busy()
 
     async def delete(self, name: str, actor: Actor, *, if_match: Sequence[str] | None = None) -> None:
         """The settings, never a file. Raises NotFound, PreconditionFailed."""
 
         def write(session: Session) -> None:
             record = directories.get(session, name)
-            require_version(record.version, if_match)
-            directories.delete(session, name)
+            directories.delete(session, name, if_match=if_match)
             self._audit.within(session, actor, "directory.delete", name, difference(_shown(record.directory), {}))
 
         await self._store.write(write)
@@ -169,7 +169,7 @@ class Directories:
         if_match: Sequence[str] | None,
     ) -> Saved[DirectoryView] | None:
         """None: somebody saved in between."""
-        require_version(before.version, if_match)
+        check_version(before.version, if_match)
         directory = await self._examine(build(before), before.directory)
         moved = (directory.path, directory.format) != (before.directory.path, before.directory.format)
         found = await self._tried(directory) if moved else None
@@ -210,10 +210,6 @@ class Directories:
         if wrong:
             raise InvalidSettings(wrong, remedy="POST /directories/{name}/check tries it again")
         return found
-
-
-def _too_busy() -> StateConflict:
-    return StateConflict("others keep changing it", state="changing", remedy="repeat the call")
 
 
 def _shown(directory: Directory) -> dict[str, Any]:

@@ -125,7 +125,9 @@ def check_version(present: int, if_match: Collection[str] | None) -> None:
     Raises PreconditionFailed.
     """
     if if_match is not None and "*" not in if_match and str(present) not in if_match:
-        raise PreconditionFailed("it was changed meanwhile", remedy="get it again and repeat the change")
+        raise PreconditionFailed(
+            f"it was changed meanwhile: the version is {present} now", remedy="get it again and repeat the change"
+        )
 
 
 def _row(session: Session, name: str) -> AccountRow:

@@ -1,0 +1,30 @@
+"""What saves of accounts and of directories have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any
+
+from core.errors import FieldError, InvalidSettings, StateConflict
+
+TRIES = 5  # saves that came in between
+
+
+def too_busy() -> StateConflict:
+    """After that many."""
+    return StateConflict("others keep changing it", state="changing", remedy="repeat the call")
+
+
+def with_defaults(kind: type[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A merge patch with the defaults in place of None. Raises InvalidSettings where there is none."""
+    defaults = {field.name: field.default for field in fields(kind)}
+    settings = {name: defaults[name] if value is None else value for name, value in changes.items()}
+    wrong = [
+        FieldError(f"/{name}", "required", "has no default to go back to")
+        for name, value in settings.items()
+        if value is MISSING
+    ]
+    if wrong:
+        raise InvalidSettings(wrong)
+    return settings

@@ -10,6 +10,8 @@ What answers a command is an action: a reply (str, lines divided by "\\n"), Raw 
 Twice, Trickle, Seq, a function of (session, argument) that gives one of these, or a list that is used up one action a
 command (then the default holds). `server.scripts[n]` is the script of the n-th connection (from 0), where it differs.
 
+`server.faults` (tests/support/smtp_faults.py) makes faults at random, by a seed: they come before what the script says.
+
 `server.messages` is the ledger: what the server took responsibility for, each body as it was before dot-stuffing. In a
 process of its own: python -m tests.support.smtp_server --port 0 --ledger FILE (prints the port, a JSON line a message).
 """
@@ -31,7 +33,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self, cast
+from typing import Any, Protocol, Self, cast
 
 import trustme
 
@@ -145,6 +147,7 @@ class Script:
     noop: Action = None
     quit: Action = None
     at_accept: Action = None  # before the banner: Close(), Hang()
+    close_after: int | None = None  # after so many octets of the client's, wherever that is: nothing behind is heard
     read_pause_seconds: float = 0  # reads content only so often, a little at a time
     round_trip_seconds: float = 0  # each burst of replies is held back so long
 
@@ -207,6 +210,7 @@ class Session(asyncio.Protocol):
         self._chunk_valid = False
         self._auth: Callable[[str], None] | None = None
         self._out: list[bytes] = []
+        self._heard = 0
 
     # --- the transport ------------------------------------------------------------------------------------------------
 
@@ -214,8 +218,13 @@ class Session(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
         self.server.sessions.append(self)
         self.server.live.add(self)
-        if self.script.at_accept is not None:
-            self.act(self.script.at_accept, "")
+        if self.server.stopped:  # accepted just before
+            self._stopped = True
+            self.transport.abort()
+            return
+        action = self._fault("accept") or self.script.at_accept
+        if action is not None:
+            self.act(action, "")
         if not self._stopped:
             self.act(self._next("banner", "220 server.test ESMTP"), "")
         self._flush()
@@ -227,6 +236,10 @@ class Session(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.reads += 1
+        self._heard += len(data)
+        limit = self.script.close_after
+        if limit is not None and self._heard > limit:
+            data = data[: len(data) - (self._heard - limit)]
         self._buffer = self._buffer + data if self._buffer else data
         if self.script.read_pause_seconds and self._mode is not self._command_mode and self.transport is not None:
             transport = self.transport
@@ -242,6 +255,8 @@ class Session(asyncio.Protocol):
         while self._buffer and not self._stopped and self._mode():
             pass
         self._flush()
+        if self.script.close_after is not None and self._heard >= self.script.close_after and not self._stopped:
+            self.act(Close(), "")
 
     def _flush(self) -> None:
         if not self._out:
@@ -262,7 +277,10 @@ class Session(asyncio.Protocol):
     # --- what the script says -----------------------------------------------------------------------------------------
 
     def _next(self, name: str, default: str) -> Any:
-        return self._choose(getattr(self.script, name), default)
+        return self._fault(name) or self._choose(getattr(self.script, name), default)
+
+    def _fault(self, place: str, mailbox: str = "") -> Any:
+        return self.server.faults.at(self.number, place, mailbox) if self.server.faults is not None else None
 
     def _choose(self, action: Action, default: str) -> Any:
         if isinstance(action, list):
@@ -285,8 +303,9 @@ class Session(asyncio.Protocol):
             return int(action.reply[:3])
         if isinstance(action, Seq):
             code = 0
-            for one in action.actions:
-                code = self.act(one, argument) or code
+            for one in action.actions:  # the first reply is the verdict
+                said = self.act(one, argument)
+                code = code or said
             return code
         self._do(action)
         return int(action.reply[:3]) if isinstance(action, Late | Trickle) else 0
@@ -413,7 +432,8 @@ class Session(asyncio.Protocol):
         else:
             actions = self.script.mail
             action = actions[match[1]] if match[1] in actions else actions.get("*")
-            if self.act(self._choose(action, "250 2.1.0 ok"), match[1]) // 100 == 2:
+            action = self._fault("mail", match[1]) or self._choose(action, "250 2.1.0 ok")
+            if self.act(action, match[1]) // 100 == 2:
                 self.sender, self.params = match[1], match[2]
 
     def _rcpt(self, argument: str) -> None:
@@ -425,7 +445,8 @@ class Session(asyncio.Protocol):
         else:
             actions = self.script.rcpt
             action = actions[match[1]] if match[1] in actions else actions.get("*")
-            if self.act(self._choose(action, "250 2.1.5 ok"), match[1]) // 100 == 2:
+            action = self._fault("rcpt", match[1]) or self._choose(action, "250 2.1.5 ok")
+            if self.act(action, match[1]) // 100 == 2:
                 self.recipients.append((match[1], match[2]))
 
     def _data(self, argument: str) -> None:
@@ -645,6 +666,14 @@ def certificate(*names: str, authority: trustme.CA | None = None, **options: Any
     return authority, context
 
 
+class Faults(Protocol):
+    """What goes wrong where, beside the script."""
+
+    def at(self, connection: int, place: str, mailbox: str) -> Action:
+        """What answers at a place: accept, banner, ehlo, mail, rcpt, data, bdat, dot, rset, ...; None: as scripted."""
+        ...
+
+
 class SmtpServer:
     """See the top of the file. `context` makes STARTTLS possible; with `implicit_tls` TLS comes first."""
 
@@ -663,6 +692,7 @@ class SmtpServer:
         keep_messages: bool = True,
         keep_commands: bool = True,
         ledger: str | None = None,
+        faults: Faults | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -678,6 +708,7 @@ class SmtpServer:
         self.keep_bodies = keep_bodies
         self.keep_messages = keep_messages
         self.keep_commands = keep_commands
+        self.faults = faults
         self.host = host
         self.port = port
         self.messages: list[Taken] = []
@@ -689,6 +720,7 @@ class SmtpServer:
         self.tasks: set[asyncio.Task[None]] = set()
         self._ledger = os.open(ledger, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644) if ledger else None
         self._server: asyncio.Server | None = None
+        self.stopped = False
 
     def take(self, message: Taken, body: bytes) -> None:
         """Enter it in the ledger, before the reply leaves."""
@@ -719,6 +751,7 @@ class SmtpServer:
         return sum(session.reads for session in self.sessions)
 
     async def start(self) -> None:
+        self.stopped = False
         self._server = await asyncio.get_running_loop().create_server(
             lambda: Session(self),
             self.host,
@@ -730,10 +763,13 @@ class SmtpServer:
 
     async def stop(self) -> None:
         """Stop listening and drop all connections."""
+        self.stopped = True
         if self._server is not None:
             self._server.close()
             self._server = None
         self.drop()
+        for _ in range(3):  # what was accepted is made known by then
+            await asyncio.sleep(0)
         while self.live or self.tasks:
             await asyncio.sleep(0)
             for task in self.tasks:

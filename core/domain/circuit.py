@@ -42,6 +42,11 @@ class Pause:
         return self.until is None or now < self.until
 
 
+def operators_pause(reason: str, *, since: float, until: float | None) -> Pause:
+    """Of whatever stands still by an operator's act."""
+    return Pause(PausedBy.OPERATOR, "operator", reason, since, until, "Resume it when you are done.")
+
+
 TRIAL = Pause(PausedBy.SERVICE, "trial", "one message is tried first", 0.0, None)
 
 
@@ -123,8 +128,7 @@ class Circuit:
     def paused_by_operator(self, reason: str, *, now: float, until: float | None) -> Circuit:
         """Idempotent: the same reason and time keep the first `since`."""
         since = self.pause.since if self.pause is not None and self.pause.by is PausedBy.OPERATOR else now
-        pause = Pause(PausedBy.OPERATOR, "operator", reason, since, until, "Resume it when you are done.")
-        return Circuit(pause, failures=self.failures)
+        return Circuit(operators_pause(reason, since=since, until=until), failures=self.failures)
 
     def resumed(self) -> Circuit:
         """By an operator: one message is tried first, at once."""

@@ -124,7 +124,7 @@ class Messages(Protocol):
 
 
 class Drains(Protocol):
-    """Works off what waits, now. A drain stays known for an hour after its end, at most 1,000 of them."""
+    """Works off what waits, now. A drain stays known after its end as long as `finished_kept_seconds` says."""
 
     async def start(self, request: DrainRequest, actor: Actor) -> DrainView:
         """Raises InvalidSettings /directories/N for an unknown name, NotRunning."""
@@ -142,7 +142,7 @@ class Drains(Protocol):
 
 
 class Operations(Protocol):
-    """Acts on many messages, in the background; known for an hour after the end, at most 1,000 of them."""
+    """Acts on many messages, in the background; known after the end as long as drains are."""
 
     async def start(
         self,
@@ -339,7 +339,7 @@ class RuntimeSettings(Protocol):
 
 
 class Sandbox(Protocol):
-    """What the sandbox account's server received; the newest 500, in memory."""
+    """What the sandbox account's server received; the newest, in memory, bounded by the settings."""
 
     def list(self) -> Sequence[SandboxMail]:
         """Newest first."""

@@ -14,7 +14,7 @@ import structlog
 from core.cycle import Cycle, Deliverer, Report
 from core.delivery import Delivered
 from core.domain.account import Directory
-from core.domain.circuit import Pause, PausedBy
+from core.domain.circuit import Pause, operators_pause
 from core.domain.clock import Clock
 from core.errors import NotFound, RelayError
 from core.runtime.outlets import Outlets
@@ -220,7 +220,7 @@ class Inlets:
         """A directory, or the whole relay (None). Idempotent; keeps its first `since`."""
         before = self.relay_pause if name is None else self.directory_pause(name)
         since = before.since if before is not None else self._clock.now()
-        pause = Pause(PausedBy.OPERATOR, "operator", reason, since, until, "Resume it when you are done.")
+        pause = operators_pause(reason, since=since, until=until)
         self._set_pause(name, pause)
         return pause
 

@@ -22,6 +22,7 @@ from core.domain.clock import Clock
 from core.domain.outcome import Outcome
 from core.domain.routing import Refusal
 from core.runtime.outlets import Outlets
+from core.runtime.queue import shown
 from core.spool.directory import DirectorySpool
 from core.store.ledger import Ledger
 from core.transport.smtp import SmtpTransport
@@ -116,8 +117,8 @@ async def process(
         await asyncio.to_thread(cycle.close)
     result.stopped = stop.is_set()
     result.pauses = {name: pause for name, pause in paused.items() if pause is not None}
-    result.left_alone = {_shown(name): problem.error.detail for name, problem in cycle.problems.items()}
-    result.left_alone |= {_shown(name): "it may still be written" for name in cycle.writing}
+    result.left_alone = {shown(name): problem.error.detail for name, problem in cycle.problems.items()}
+    result.left_alone |= {shown(name): "it may still be written" for name in cycle.writing}
     return result
 
 
@@ -127,7 +128,3 @@ async def _wait_for_writers(cycle: Cycle, stop: asyncio.Event) -> None:
     while cycle.writing and looks > 0 and not stop.is_set():
         await asyncio.sleep(WRITER_LOOK_SECONDS)
         looks -= 1
-
-
-def _shown(name: bytes) -> str:
-    return name.decode("utf-8", "backslashreplace")

@@ -8,8 +8,6 @@ number and size. Two local parts let one see what failures look like: `reject@..
 from __future__ import annotations
 
 import asyncio
-import email.errors
-import email.header
 import re
 import time
 import weakref
@@ -20,6 +18,7 @@ from typing import Any, cast
 import structlog
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 
+from core.domain.encoded_word import decode_words
 from core.errors import NotFound
 from core.runtime.views import SandboxMail, SandboxSource
 
@@ -156,9 +155,4 @@ def subject_of(data: bytes) -> str:
     match = _SUBJECT.search(header)
     if match is None:
         return ""
-    raw = " ".join(match[1][: 4 * MAX_SUBJECT_CHARACTERS].decode("utf-8", "replace").split())
-    try:
-        text = str(email.header.make_header(email.header.decode_header(raw)))
-    except (email.errors.HeaderParseError, LookupError, UnicodeError, ValueError):
-        text = raw  # shown as it came
-    return text[:MAX_SUBJECT_CHARACTERS]
+    return " ".join(decode_words(match[1]).split())[:MAX_SUBJECT_CHARACTERS]

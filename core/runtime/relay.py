@@ -23,7 +23,7 @@ from core.delivery import Delivered, Delivery, Limits
 from core.domain.account import Account, Directory
 from core.domain.circuit import Pause, PausedBy
 from core.domain.clock import Clock
-from core.errors import DatabaseUnavailable, NotRunning, RelayError
+from core.errors import NotRunning, RelayError
 from core.runtime.accounts import Accounts
 from core.runtime.alerts import Alerts
 from core.runtime.audit import Audit
@@ -95,7 +95,7 @@ class Relay:
         self._state = "starting"
         try:
             store = await asyncio.to_thread(self._open_store)
-        except (DatabaseUnavailable, RelayError) as error:
+        except RelayError as error:
             self.failure = error
             self._state = "failed"
             log.error("nothing is sent", reason=error.detail, remedy=error.remedy)  # noqa: TRY400 - the cause is known

@@ -16,6 +16,22 @@ from core.store.pauses import Pause, of_row
 from core.store.secrets import Secrets, SecretUnreadable, purpose_of
 from core.store.tables import AccountRow, DirectoryAccountRow
 
+_PLAIN = (
+    "host",
+    "port",
+    "username",
+    "from_address",
+    "max_connections",
+    "messages_per_connection",
+    "recipients_per_message",
+    "connect_timeout_seconds",
+    "idle_timeout_seconds",
+    "helo_name",
+    "tls_ca_file",
+    "allow_plaintext_login",
+    "enabled",
+)
+
 
 class Password(Enum):
     """What a change says of the password, where it doesn't give one."""
@@ -142,23 +158,10 @@ def _seal(secrets: Secrets, account: Account) -> str | None:
 
 
 def _settings(account: Account) -> dict[str, Any]:
-    return {
-        "host": account.host,
-        "port": account.port,
+    return {key: getattr(account, key) for key in _PLAIN} | {
         "security": account.security.value,
         "auth": account.auth.value,
-        "username": account.username,
-        "from_address": account.from_address,
         "from_policy": account.from_policy.value,
-        "max_connections": account.max_connections,
-        "messages_per_connection": account.messages_per_connection,
-        "recipients_per_message": account.recipients_per_message,
-        "connect_timeout_seconds": account.connect_timeout_seconds,
-        "idle_timeout_seconds": account.idle_timeout_seconds,
-        "helo_name": account.helo_name,
-        "tls_ca_file": account.tls_ca_file,
-        "allow_plaintext_login": account.allow_plaintext_login,
-        "enabled": account.enabled,
     }
 
 
@@ -171,23 +174,11 @@ def _record(row: AccountRow, secrets: Secrets) -> AccountRecord:
             lost = True
     account = Account(
         name=row.name,
-        host=row.host,
-        port=row.port,
         security=Security(row.security),
         auth=AuthMethod(row.auth),
-        username=row.username,
         password=password,
-        from_address=row.from_address,
         from_policy=FromPolicy(row.from_policy),
-        max_connections=row.max_connections,
-        messages_per_connection=row.messages_per_connection,
-        recipients_per_message=row.recipients_per_message,
-        connect_timeout_seconds=row.connect_timeout_seconds,
-        idle_timeout_seconds=row.idle_timeout_seconds,
-        helo_name=row.helo_name,
-        tls_ca_file=row.tls_ca_file,
-        allow_plaintext_login=row.allow_plaintext_login,
-        enabled=row.enabled,
+        **{key: getattr(row, key) for key in _PLAIN},
     )
     return AccountRecord(
         account,

@@ -173,7 +173,8 @@ class Cycle:
             report.unavailable, report.complete = error.detail, False
         report.stopped = ended()
         report.complete = report.complete and not report.stopped
-        self._wake_when_due()
+        if report.unavailable is None:
+            self._wake_when_due()
         return report
 
     async def ready(self) -> None:

@@ -1,7 +1,8 @@
 """One APScheduler job a directory: an interval or a cron line; and what wakes a cycle between its runs.
 
-Overlapping runs of one directory are impossible: max_instances=1, coalesced, and never skipped for being late
-(misfire_grace_time=None). A change takes effect at once: the job is replaced, not restarted.
+A job only wakes the directory's run, coalesced and never skipped for being late (misfire_grace_time=None). The runs are
+tasks of our own: one at a time a directory, and what comes due during a run is served by one more. A change takes effect
+at once: the job is replaced, not restarted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, tzinfo
 
 import structlog
-from apscheduler.events import EVENT_JOB_MAX_INSTANCES
 from apscheduler.executors.asyncio import AsyncIOExecutor
 from apscheduler.jobstores.base import JobLookupError
 from apscheduler.jobstores.memory import MemoryJobStore
@@ -98,8 +98,6 @@ class Scheduler:
             job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": None},
             timezone=UTC,
         )
-        # APScheduler drops what comes due during a run: it is made good by one more
-        self._scheduler.add_listener(lambda event: self.wake(event.job_id), EVENT_JOB_MAX_INSTANCES)
         self._runs: dict[str, Run] = {}
         self._woken: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -124,7 +122,7 @@ class Scheduler:
         self._runs[directory.name] = run
         now = at_once and directory.schedule is None
         self._scheduler.add_job(
-            self._run,
+            self._due,
             trigger_of(directory),
             args=(directory.name,),
             id=directory.name,
@@ -135,10 +133,13 @@ class Scheduler:
 
     def hourly(self, name: str, run: Run) -> None:
         """Housekeeping: once now and then each hour."""
+        name = f"{name} (hourly)"  # no directory's name
+        self._runs[name] = run
         self._scheduler.add_job(
-            run,
+            self._due,
             IntervalTrigger(seconds=HOUR_SECONDS, timezone=UTC),
-            id=f"{name} (hourly)",  # no directory's name
+            args=(name,),
+            id=name,
             replace_existing=True,
             next_run_time=datetime.now(UTC),
         )
@@ -159,6 +160,10 @@ class Scheduler:
         """Seconds since the epoch; None where there is no job."""
         at = getattr(self._scheduler.get_job(name), "next_run_time", None)  # not set before the start
         return at.timestamp() if at is not None else None
+
+    async def _due(self, name: str) -> None:
+        """APScheduler's job: it only wakes, since a run of its own would be cancelled and dropped by its rules."""
+        self.wake(name)
 
     def wake(self, name: str) -> None:
         """Run the directory's cycle soon; calls that come while it runs lead to one more run."""

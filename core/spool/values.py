@@ -6,6 +6,7 @@ Opened and Claim own a file descriptor and with it the lock of one message. A cl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from core.domain.message import MessageIdentity, State
 from core.domain.outcome import RecipientOutcome
 from core.domain.sidecar import Sidecar
-from core.errors import MessageRejected
+from core.errors import MessageChanged, MessageRejected
 
 if TYPE_CHECKING:
     from core.spool.place import Place
@@ -76,9 +77,20 @@ class Claim:
         return self.opened.identity.size
 
     def begin(self, recipients: Sequence[str]) -> None:
-        """The final dot for these leaves now. Raises StorageFull, StorageBroken: then it must not leave."""
+        """The final dot for these leaves now, unless this raises: StorageFull, StorageBroken, MessageChanged."""
+        self._check_unchanged()
         self.opened.place.log.begin(self, recipients)
         self.logged = True
+
+    def _check_unchanged(self) -> None:
+        """A small message was read whole before its envelope: somebody may have written to the file since."""
+        if self.opened.fd < 0:
+            raise MessageChanged("the file was let go of while it was sent")
+        now, identity = os.fstat(self.opened.fd), self.opened.identity
+        if now.st_size != identity.size or now.st_mtime_ns != identity.mtime_ns:
+            raise MessageChanged(
+                f"the file changed while it was sent: {identity.size} octets before, {now.st_size} now"
+            )
 
     def outcome(self, outcomes: Sequence[RecipientOutcome]) -> None:
         """Log what is known now. Raises StorageFull, StorageBroken; a wholly sent message is then for `discard_now`."""

@@ -26,7 +26,7 @@ class Journal(Protocol):
     """Where an attempt is logged before it is anything else (spool.md, "Log")."""
 
     def begin(self, recipients: Sequence[str]) -> None:
-        """The final dot for these recipients leaves now. Raises StorageFull, StorageBroken: then it must not leave."""
+        """The final dot for these leaves now, unless this raises: StorageFull, StorageBroken, MessageChanged."""
         ...
 
     def outcome(self, outcomes: Sequence[RecipientOutcome]) -> None:

@@ -179,6 +179,7 @@ READ_ONLY = frozenset(
         "name",
         "password_set",
         "password_changed_at",
+        "password_lost",
         "created_at",
         "updated_at",
         "used_by",

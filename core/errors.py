@@ -5,6 +5,7 @@ Every error carries `code` (stable, snake_case), a sentence for a person, and, w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -122,9 +123,13 @@ class DatabaseNewer(DatabaseUnavailable):
 
 
 class SecretKeyLost(RelayError):
-    """The encryption key does not open the secrets in the database."""
+    """The encryption key does not open the secrets in the database. `accounts`: whose password it doesn't open."""
 
     code = "secret_key_lost"
+
+    def __init__(self, detail: str, *, remedy: str = "", accounts: Sequence[str] = ()) -> None:
+        super().__init__(detail, remedy=remedy)
+        self.accounts = tuple(accounts)
 
 
 # --- what was asked for can't be done ---------------------------------------------------------------------------------

@@ -197,13 +197,19 @@ class Settings(BaseModel):
 
     @property
     def may_create_database(self) -> bool:
-        """Keys without a database: it was lost, and an empty one is made only when that is asked for."""
-        return self.new_database or not (self.secret_key_file.exists() or self.api_key_file.exists())
+        """Traces without a database: it was lost, and an empty one is made only when that is asked for."""
+        traces = (self.database_mark_file, self.secret_key_file, self.api_key_file)
+        return self.new_database or not any(file.exists() for file in traces)
 
     @property
     def api_key_file(self) -> Path:
         """The first admin key, written once (0600) when an empty database is started without `api_key`."""
         return self.data_dir / "api-key"
+
+    @property
+    def database_mark_file(self) -> Path:
+        """Says that there was a database, where both keys come from outside and so leave no file."""
+        return self.data_dir / "database-made"
 
     @property
     def secret_key_file(self) -> Path:

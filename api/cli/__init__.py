@@ -56,7 +56,7 @@ def command_line(arguments: Sequence[str] = ()) -> typer.Typer:
 
 
 def _add_all(app: typer.Typer) -> None:
-    from api.cli import database, explain, keys, openapi, process, remote, serve, setup
+    from api.cli import backup, database, explain, keys, openapi, process, remote, serve, setup
 
     app.command("serve")(serve.serve)
     app.command("setup")(setup.setup)
@@ -67,6 +67,8 @@ def _add_all(app: typer.Typer) -> None:
     app.command("history")(remote.history)
     app.command("retry")(remote.retry)
     app.add_typer(keys.app, name="key")
+    app.command("backup")(backup.backup)
+    app.command("restore")(backup.restore)
     app.command("migrate")(database.migrate)
     app.command("rotate-secrets")(database.rotate_secrets)
     app.command("secret-key")(database.secret_key)

@@ -61,7 +61,7 @@ async def get_ready(relay: Relay, response: Response) -> ReadyPublic:
     if health.status == "unavailable":
         response.status_code = 503
         response.headers["Retry-After"] = "5"
-    return ReadyPublic(status=health.status)
+    return ReadyPublic(status=health.status, reason=health.reason)
 
 
 @router.get(

@@ -202,6 +202,7 @@ class AccountPublic(Out):
     enabled: bool
     password_set: bool = Field(description="Whether a password is saved; it is never shown.")
     password_changed_at: Time | None
+    password_lost: bool = Field(description="The encryption key does not open it: nothing is sent until it is set.")
     created_at: Time
     updated_at: Time
     used_by: list[str] = Field(description="Directories that send through it.")
@@ -215,6 +216,7 @@ class AccountPublic(Out):
             **settings,
             password_set=view.password_set,
             password_changed_at=view.password_changed_at,
+            password_lost=view.password_lost,
             created_at=view.created_at,
             updated_at=view.updated_at,
             used_by=list(view.used_by),

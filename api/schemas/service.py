@@ -39,9 +39,14 @@ class LivePublic(Out):
 
 
 class ReadyPublic(Out):
-    """One word."""
+    """One word; where it is `unavailable`, another one for the reason."""
 
     status: Literal["ready", "degraded", "unavailable"]
+    reason: str | None = Field(
+        default=None,
+        description="Why it is `unavailable`: database_unavailable, database_newer, secret_key_lost, storage_full, "
+        "starting, stopping, scheduler. GET /health and the log say more.",
+    )
 
 
 class HealthPartPublic(Out):

@@ -17,6 +17,7 @@ METADATA = frozenset(
         "fd20:ce::254",  # GCP, IPv6
     }
 )
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # what DNS64 makes of every IPv4 address in an IPv6 network
 METADATA_NAMES = frozenset({"metadata", "metadata.google.internal", "metadata.goog", "instance-data"})
 
 
@@ -40,9 +41,22 @@ def address_of(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
     return address
 
 
+def _embedded(
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The IPv4 address that a translator or tunnel takes packets to (NAT64, RFC 6052; 6to4, RFC 3056)."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if address.sixtofour is not None:
+            return address.sixtofour
+    return address
+
+
 def forbidden(host: str, *, allow_private: bool = True) -> str | None:
     """Why nothing may connect there; None: it may. A name is judged by itself, not by what it resolves to."""
-    address = address_of(host)
+    literal = address_of(host)
+    address = None if literal is None else _embedded(literal)
     if address is None:
         return "is a cloud metadata service" if host.rstrip(".").lower() in METADATA_NAMES else None
     if str(address) in METADATA:

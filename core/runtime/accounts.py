@@ -97,6 +97,7 @@ class Accounts:
             record.updated_at,
             tuple(accounts.used_by(session, name)),
             self._pause(name),
+            record.password_lost,
         )
 
     def _pause(self, name: str) -> PauseView | None:
@@ -241,8 +242,6 @@ class Accounts:
         if view is None:
             return None
         if changed:
-            if self._store.secret_error is not None and password is not Password.KEEP:
-                await self._store.check_secrets()
             await self._apply(account.name)
             view = replace(view, pause=self._pause(account.name))
         return Saved(view, check=found)

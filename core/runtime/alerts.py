@@ -68,6 +68,15 @@ class Alerts:
                 problem.remedy,
                 since=self.store.ledger.health.since or now,
             )
+        for name in self.store.secret_error.accounts if self.store.secret_error is not None else ():
+            yield self._alert(
+                "password_lost",
+                Severity.ERROR,
+                f"the password of account {name} can't be read with this encryption key",
+                f'PATCH /accounts/{name} {{"password": "..."}}, or null if it needs none',
+                blame=Blame.ACCOUNT,
+                account=name,
+            )
 
     def _of_accounts(self, counts: dict[str, Counts]) -> Iterator[AlertView]:
         for name in self.outlets.names:

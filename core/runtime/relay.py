@@ -254,12 +254,13 @@ class Relay:
         record = next((r for r in records if r.account.name == name), None)
         if record is None:
             self.outlets.remove(name)
-            return
-        self.outlets.set(record.account, record.pause)
-        if self.store.secret_error is not None:
+        else:
+            self.outlets.set(record.account, record.pause)
+        if self.store.secret_error is not None:  # only now: before, a login without the password would be tried
             await self.store.check_secrets()
             self._on_health()
-        self.inlets.on_account(name)
+        if record is not None:
+            self.inlets.on_account(name)
 
     async def apply_directory(self, name: str) -> None:
         """A directory was saved or deleted."""
@@ -345,7 +346,8 @@ class Relay:
         """From memory: answers at once."""
         if self._state != "ready":
             detail = self.failure.detail if self.failure is not None else f"the service is {self._state}"
-            return HealthView("unavailable", (HealthPart("service", ok=False, detail=detail),))
+            reason = self.failure.code if self.failure is not None else self._state
+            return HealthView("unavailable", (HealthPart("service", ok=False, detail=detail),), reason)
         health, error = self.store.ledger.health, self.store.secret_error
         parts = [
             HealthPart("database", health.healthy, health.error.detail if health.error else ""),
@@ -353,7 +355,8 @@ class Relay:
             HealthPart("scheduler", self.scheduler.running),
         ]
         if not all(part.ok for part in parts):
-            return HealthView("unavailable", tuple(parts))
+            problem = self.store.problem
+            return HealthView("unavailable", tuple(parts), problem.code if problem is not None else "scheduler")
         lost = [
             HealthPart(f"directory {inlet.directory.name}", ok=False, detail=inlet.cycle.unavailable.detail)
             for inlet in self.inlets

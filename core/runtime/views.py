@@ -75,6 +75,7 @@ class AccountView:
     updated_at: float
     used_by: tuple[str, ...]  # directories
     pause: PauseView | None
+    password_lost: bool = False  # the encryption key doesn't open it: it must be entered again
 
 
 @dataclass(frozen=True, slots=True)
@@ -557,6 +558,7 @@ class HealthView:
 
     status: Literal["ready", "degraded", "unavailable"]
     parts: tuple[HealthPart, ...] = ()
+    reason: str | None = None  # unavailable: a stable word for why; tells no path and no name
 
 
 @dataclass(frozen=True, slots=True)

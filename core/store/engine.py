@@ -27,6 +27,10 @@ READERS = 4  # threads, and connections for them
 BUSY_TIMEOUT_SECONDS = 2.0  # that SQLite itself waits for another process's lock, before we report it
 _CHECKED_BYTES = 32 << 20  # up to here the whole file is checked at the start; a second or so of reading
 _MAGIC = b"SQLite format 3\0"
+DAMAGED = (
+    "stop MPU, then `mpu restore FILE` with a copy of `mpu backup`; without one move the file away and start with "
+    "--new-database: settings and history are gone then, all mail is still there"
+)
 _NETWORK = ("nfs", "cifs", "smb", "afs", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "davfs")
 
 
@@ -96,7 +100,7 @@ def translate(error: Exception, path: str = "the database") -> DatabaseUnavailab
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return DatabaseUnavailable(
             f"{path} is damaged: {cause}",
-            remedy="stop MPU, move the file away or restore a copy of it, and start again; no mail is lost by that",
+            remedy=DAMAGED,
         )
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH):
         return DatabaseUnavailable(
@@ -155,9 +159,7 @@ def prepare(path: str, *, create: bool, mountinfo: str = "/proc/self/mountinfo")
             f"{path} can't be opened: {error.strerror}", remedy="give the file to the service's user"
         ) from error
     if magic and magic != _MAGIC:
-        raise DatabaseUnavailable(
-            f"{path} is damaged or no database", remedy="move it away or restore a copy; no mail is lost by that"
-        )
+        raise DatabaseUnavailable(f"{path} is damaged or no database", remedy=DAMAGED)
     return False
 
 
@@ -165,7 +167,8 @@ def _create(path: str, *, allowed: bool) -> bool:
     if not allowed:
         raise DatabaseUnavailable(
             f"there is no database at {path}",
-            remedy="restore it, or start empty with `mpu serve --new-database`; settings and history are gone then",
+            remedy="`mpu restore FILE` brings a copy back; `mpu serve --new-database` starts empty: settings and "
+            "history are gone then, all mail is still there",
         )
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
@@ -195,7 +198,7 @@ def migrate(path: str) -> None:
                 if verdict != "ok":
                     raise DatabaseUnavailable(
                         f"{path} is damaged: {verdict}",
-                        remedy="move it away or restore a copy of it; no mail is lost by that",
+                        remedy=DAMAGED,
                     )
     except (DBAPIError, sqlite3.Error) as error:
         raise translate(error, path) from error

@@ -23,9 +23,11 @@ from core.store import settings
 from core.store.tables import AccountRow
 
 KEY_FILE = "secret.key"
+MAX_KEY_FILE_CHARACTERS = 65536
 _CHECK = "store.secret_check"
 _CHECK_PURPOSE = "check"
 _CHECK_VALUE = "mail processing unit"
+_ENTER_AGAIN = "enter these passwords again: PATCH /accounts/NAME; sending goes on when all of them are there"
 
 
 class SecretUnreadable(Exception):
@@ -80,13 +82,13 @@ class Secrets:
                 remedy="put a new key and a comma in front of it, restart, then take the old one out",
             )
         keys = (Fernet.generate_key().decode(), *self._keys)
-        _write(self.path, keys)
+        write_keys(self.path, keys)
         self._use(keys)
 
     def drop_old_keys(self) -> None:
         """Rotation, last step: nothing is sealed with them any more."""
         if self.path is not None:
-            _write(self.path, self._keys[:1])
+            write_keys(self.path, self._keys[:1])
             self._use(self._keys[:1])
 
 
@@ -110,10 +112,10 @@ def load(data_dir: str, secret_key: str | None = None) -> Secrets:
         return Secrets(keys, None)
     path = os.path.join(data_dir, KEY_FILE)
     try:
-        return Secrets(_read(path), path)
+        return Secrets(read_keys(path), path)
     except FileNotFoundError:
         key = Fernet.generate_key().decode()
-        _write(path, (key,))
+        write_keys(path, (key,))
         return Secrets((key,), path, created=True)
     except (OSError, ValueError):
         return Secrets((), path)
@@ -127,19 +129,25 @@ def _is_key(text: str) -> bool:
     return True
 
 
-def _read(path: str) -> list[str]:
+def read_keys(path: str) -> list[str]:
+    """The keys in a file, the newest first. Raises OSError, ValueError where it is no key file."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     with open(descriptor, encoding="ascii") as file:
         if os.fstat(descriptor).st_mode & 0o077:
             os.fchmod(descriptor, 0o600)
-        lines = [line.strip() for line in file.read(65536).splitlines()]
+        return parse_keys(file.read(MAX_KEY_FILE_CHARACTERS))
+
+
+def parse_keys(text: str) -> list[str]:
+    """What a key file holds. Raises ValueError where it is none."""
+    lines = [line.strip() for line in text.splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     if not keys or not all(_is_key(key) for key in keys):
         raise ValueError("not a key file")
     return keys
 
 
-def _write(path: str, keys: Sequence[str]) -> None:
+def write_keys(path: str, keys: Sequence[str]) -> None:
     """Replace the file so that after a kill or a power cut it is the old or the new one, whole."""
     folder = os.path.dirname(path)
     temporary = f"{path}.new"
@@ -196,11 +204,12 @@ def verify(session: Session, secrets: Secrets) -> SecretKeyLost | None:
         return None
     which = "passwords of " + ", ".join(names)
     if right:
-        return SecretKeyLost(f"damaged in the database: the {which}", remedy="enter these passwords again")
+        return SecretKeyLost(f"damaged in the database: the {which}", remedy=_ENTER_AGAIN, accounts=names)
     source = secrets.path or "MPU_SECRET_KEY"
     return SecretKeyLost(
         f"the key in {source} is not the one that the database was written with; closed are the {which}",
-        remedy=f"restore {source} and restart, or enter these passwords again",
+        remedy=f"restore {source} and restart, or {_ENTER_AGAIN}",
+        accounts=names,
     )
 
 

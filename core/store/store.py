@@ -27,6 +27,7 @@ from core.store.secrets import Secrets
 T = TypeVar("T")
 
 DATABASE_FILE = "mpu.sqlite3"
+MARK_FILE = "database-made"  # core/settings.py looks for it before it lets a database be made
 
 
 class Store:
@@ -64,6 +65,7 @@ class Store:
             engine.migrate(path)
             sealed = secrets.load(os.path.dirname(path), secret_key)
             error = _settle_keys(path, sealed)
+            leave_mark(os.path.dirname(path))
         except OSError as failure:
             raise DatabaseUnavailable(
                 f"the data directory {data_dir} can't be used: {failure.strerror}",
@@ -130,6 +132,16 @@ class Store:
         self._threads.shutdown(wait=True)
         self._readers.dispose()
         return finished
+
+
+def leave_mark(data_dir: str) -> None:
+    """Write down that there is a database, so that a lost one is not replaced in silence. Raises OSError."""
+    path = os.path.join(data_dir, MARK_FILE)
+    if os.path.exists(path):
+        return
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write("A database was made here. If it is lost, MPU makes another one only with --new-database.\n")
 
 
 def _settle_keys(path: str, sealed: Secrets) -> SecretKeyLost | None:

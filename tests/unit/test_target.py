@@ -13,6 +13,10 @@ from core.domain.target import forbidden, is_loopback
         "169.254.169.254",
         "169.254.0.1",
         "::ffff:169.254.169.254",
+        "::169.254.169.254",
+        "64:ff9b::169.254.169.254",
+        "64:ff9b::a83f:8110",
+        "2002:a9fe:a9fe::1",
         "fe80::1",
         "fe80::1%eth0",
         "fd00:ec2::254",
@@ -31,13 +35,15 @@ def test_nothing_may_connect_there(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "::1", "10.0.0.1", "192.0.2.1", "8.8.8.8", "fd12::1", "smtp.example.org"]
+    "host", ["127.0.0.1", "::1", "10.0.0.1", "192.0.2.1", "8.8.8.8", "fd12::1", "64:ff9b::8.8.8.8", "smtp.example.org"]
 )
 def test_anything_may_connect_there(host: str) -> None:
     assert forbidden(host) is None
 
 
-@pytest.mark.parametrize("host", ["10.0.0.1", "192.168.1.1", "127.0.0.1", "::1", "fd12::1", "100.64.0.1"])
+@pytest.mark.parametrize(
+    "host", ["10.0.0.1", "192.168.1.1", "127.0.0.1", "::1", "fd12::1", "100.64.0.1", "64:ff9b::10.0.0.1"]
+)
 def test_private_addresses_can_be_closed(host: str) -> None:
     assert forbidden(host, allow_private=False)
     assert forbidden("8.8.8.8", allow_private=False) is None

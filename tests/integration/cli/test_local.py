@@ -133,6 +133,18 @@ def test_a_lost_database_is_not_replaced_in_silence(tmp_path: Path, capsys: pyte
     assert "--new-database" in capsys.readouterr().err
 
 
+def test_nor_where_both_keys_come_from_outside(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mpu("secret-key") == 0
+    monkeypatch.setenv("MPU_SECRET_KEY", capsys.readouterr().out.strip())
+    monkeypatch.setenv("MPU_API_KEY", "k" * 32)
+    assert mpu("setup", "-d", tmp_path / "in", "--host", "127.0.0.1", "--security", "none", "--no-check") == 0
+    (tmp_path / "data" / "mpu.sqlite3").unlink()
+    assert mpu("migrate") == 1
+    assert "--new-database" in capsys.readouterr().err
+
+
 def test_migrations_match_the_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert mpu("migrate", "--check") == 0
 
@@ -156,6 +168,7 @@ def test_root_goes_on_as_the_owner_of_the_data_directory() -> None:
         os.waitpid(child, 0)
         assert {path.name: path.stat().st_uid for path in data.iterdir()} == {
             "mpu.sqlite3": 12345,
+            "database-made": 12345,
             "secret.key": 12345,
             "mpu.lock": 12345,
             "key": 12345,

@@ -1,0 +1,1 @@
+"""The promises under damage (`make chaos`): kills, power cuts, full disks, slow writers. See __main__.py."""

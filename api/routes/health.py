@@ -42,6 +42,7 @@ async def get_live() -> LivePublic:
 
 @router.get(
     "/health/ready",
+    response_model_exclude_none=True,
     **operation(
         "get_ready",
         None,

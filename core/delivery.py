@@ -19,9 +19,9 @@ from typing import Any, Protocol
 
 import structlog
 
-from core.domain.account import Account, Directory, FromPolicy
+from core.domain.account import Account, Directory
 from core.domain.clock import Clock
-from core.domain.envelope import Recipient
+from core.domain.envelope import Recipient, rewrite_sender
 from core.domain.lifecycle import Disposition, Settlement, settle
 from core.domain.message import MessageIdentity
 from core.domain.outcome import AccountFault, Attempt, Blame, Outcome, RecipientOutcome
@@ -43,7 +43,7 @@ from core.spool.directory import (
     ToBadmail,
     Verdict,
 )
-from core.store.entry import Entry, NumberedAttempt, Status
+from core.store.entry import Entry, Status
 from core.transport.base import AccountUnavailable, Transport
 from core.transport.smtp import OutgoingMail
 
@@ -277,16 +277,15 @@ class Delivery:
 
     def _mail(self, work: _Work, account: Account, recipients: Sequence[Recipient]) -> OutgoingMail:
         envelope, was = work.prepared.envelope, work.sidecar
-        sender = envelope.sender
-        if account.from_address and account.from_policy is not FromPolicy.KEEP and sender:
-            sender = account.from_address
+        if account.from_address:
+            envelope = rewrite_sender(envelope, account.from_address, account.from_policy)
         content = work.prepared.content(
             message_id=(was and was.message_id) or self.message_id(work.directory, work.opened.identity),
             date=(was and was.date) or _date(work.opened.arrived_at),
             from_address=account.from_address,
             from_policy=account.from_policy,
         )
-        return OutgoingMail(sender, recipients, content, envelope.ret, envelope.envid)
+        return OutgoingMail(envelope.sender, recipients, content, envelope.ret, envelope.envid)
 
     def _take(self, work: _Work, passage: Passage, attempt: Attempt) -> None:
         """Enter what an attempt brought; leave open what another account, or a new transaction, may still do."""
@@ -380,7 +379,7 @@ class Delivery:
             finished=settlement.finished,
             internet_message_id=work.prepared.internet_message_id or self.message_id(work.directory, identity),
             subject=work.prepared.subject,
-            attempts=tuple(NumberedAttempt(before + n, a) for n, a in enumerate(work.attempts, 1)),
+            attempts=tuple(work.attempts),
             outcomes=tuple(local),
             reason=settlement.reason,
             attempts_counted=kept.attempts if kept else before + (settlement.disposition is Disposition.DELETE),

@@ -1,7 +1,7 @@
 """One APScheduler job a directory: an interval or a cron line; and what wakes a cycle between its runs.
 
-A job only wakes the directory's run, coalesced and never skipped for being late (misfire_grace_time=None). The runs are
-tasks of our own: one at a time a directory, and what comes due during a run is served by one more. A change takes effect
+A job only wakes the run, coalesced and never skipped for being late (misfire_grace_time=None). The runs are
+tasks of our own: one at a time a directory, and what comes due meanwhile is served by one more. A change takes effect
 at once: the job is replaced, not restarted.
 """
 

@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mpu-schema-") as folder:
         scratch = os.path.join(folder, "scratch.sqlite3")
         # In a process of its own: Alembic's context is one a process, and it is in use here.
-        subprocess.run(  # noqa: S603 - this interpreter, and a path of our own
+        subprocess.run(  # noqa: S603  # nosec B603
             [sys.executable, "-c", "import sys; from core.store.engine import migrate; migrate(sys.argv[1])", scratch],
             check=True,
         )

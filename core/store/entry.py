@@ -32,18 +32,6 @@ class Disposer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class NumberedAttempt:
-    """An attempt and its number in the message's life, from 1.
-
-    The number is the attempt's identity: the same message and number committed again (a recovery) is the same attempt.
-    Attempts that aren't counted have numbers too. After an operator's retry they may start at 1 again (history.act).
-    """
-
-    number: int
-    attempt: Attempt
-
-
-@dataclass(frozen=True, slots=True)
 class Entry:
     """One settlement of one message. Times in seconds since the epoch.
 
@@ -59,7 +47,7 @@ class Entry:
     finished: bool  # True: nothing is tried any more unless an operator says so
     internet_message_id: str | None = None
     subject: str | None = None  # kept to 200 characters
-    attempts: tuple[NumberedAttempt, ...] = ()  # the new ones
+    attempts: tuple[Attempt, ...] = ()  # the new ones; the time that one started is what it is known by
     outcomes: tuple[RecipientOutcome, ...] = ()  # that no attempt tells: decided here, such as expired. They win
     rest: tuple[str, ...] = ()  # further recipients, that share the message's status and `reason` (deleted, rejected)
     reason: str = ""  # for `rest`, and for a message of which no recipient is known

@@ -12,7 +12,6 @@ each has very many rows and all together few: seconds with millions of rows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -349,27 +348,6 @@ def acts(session: Session, message_id: str) -> tuple[ActLine, ...]:
 
 
 def act(session: Session, message_id: str, act: str, *, key: str, now: float, detail: str = "") -> None:
-    """Write down what an operator did with a message: retry, hold, release, delete, submit.
-
-    After a retry the numbers of attempts may begin at 1 again.
-    """
+    """Write down what an operator did with a message: retry, hold, release, delete, submit."""
     session.add(ActRow(message_id=message_id, at=to_database(now), key=key, act=act, detail=detail))
     session.flush()
-    if act == "retry":
-        session.connection().execute(
-            sa.text(
-                "UPDATE message SET attempt_base = max(attempt_base, CASE WHEN server IS NULL THEN 0 ELSE 1 END,"
-                " coalesce((SELECT max(number) FROM attempt WHERE message = message.id), 0)) WHERE message_id = :id"
-            ),
-            {"id": message_id},
-        )
-
-
-def attempt_numbers(session: Session, message_ids: Sequence[str]) -> dict[str, int]:
-    """The highest number of an attempt that each message has in its present life (0 after a retry), where any."""
-    query = sa.text(
-        "SELECT m.message_id, max(a.number) - m.attempt_base FROM message m JOIN attempt a ON a.message = m.id"
-        " WHERE m.message_id IN (SELECT value FROM json_each(:ids)) GROUP BY m.id"
-    )
-    rows = session.connection().execute(query, {"ids": json.dumps(list(message_ids))})
-    return {name: max(0, number) for name, number in rows}

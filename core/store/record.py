@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from core.domain.outcome import Attempt, Outcome, RecipientOutcome
 from core.domain.reply import Phase
-from core.store.entry import Entry, NumberedAttempt, Status
+from core.store.entry import Entry, Status
 from core.store.epoch import optional_to_database, to_database
 
 SUBJECT_LIMIT = 200  # characters
@@ -23,8 +23,8 @@ _NAME_LIMIT = 998  # characters of an internet_message_id: a header line's
 
 _INSERT_MESSAGE = """
 INSERT INTO message (id, message_id, directory, account, sender, internet_message_id, subject, size_bytes, status,
- arrived_at, first_attempt_at, finished_at, updated_at, attempts, attempt_base, possible_duplicate, server, tls)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?, ?)"""
+ arrived_at, first_attempt_at, finished_at, updated_at, attempts, possible_duplicate, server, tls)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _UPDATE_MESSAGE = """
 UPDATE message SET account = coalesce(?, account), internet_message_id = coalesce(internet_message_id, ?),
  subject = coalesce(subject, ?), status = ?, first_attempt_at = coalesce(first_attempt_at, ?),
@@ -45,7 +45,9 @@ ON CONFLICT (message, number, part) DO UPDATE SET account = excluded.account, se
  phase = excluded.phase, code = excluded.code, enhanced_code = excluded.enhanced_code, text = excluded.text,
  started_at = excluded.started_at, ended_at = excluded.ended_at, outcome = excluded.outcome,
  recipients = excluded.recipients, possible_duplicate = excluded.possible_duplicate, counted = excluded.counted"""
-_KNOWN = "SELECT message_id, id, attempt_base FROM message WHERE message_id IN (SELECT value FROM json_each(?))"
+_KNOWN = "SELECT message_id, id, server IS NOT NULL FROM message WHERE message_id IN (SELECT value FROM json_each(?))"
+_TOLD = """
+SELECT DISTINCT message, number, started_at FROM attempt WHERE message IN (SELECT value FROM json_each(?))"""
 _NEWEST = """
 SELECT message, address, id, status, attempt, code, enhanced_code, text, account FROM recipient
 WHERE message IN (SELECT value FROM json_each(?)) AND superseded_by = 0"""
@@ -132,12 +134,15 @@ class _Group:
     def write(self, entries: Sequence[Entry]) -> None:
         one = self._connection.exec_driver_sql
         names = json.dumps([self._clean((entry.message_id,))[0] for entry in entries])
-        known = {name: (number, base) for name, number, base in one(_KNOWN, (names,))}
+        known = {name: (number, bool(folded)) for name, number, folded in one(_KNOWN, (names,))}
         newest: dict[int, dict[str, _Known]] = {}
+        told: dict[int, dict[int, int]] = {}
         if known:
             numbers = json.dumps([number for number, _ in known.values()])
             for message, address, *columns in one(_NEWEST, (numbers,)):
                 newest.setdefault(message, {})[address] = _Known(*columns)
+            for message, attempt, started_at in one(_TOLD, (numbers,)):
+                told.setdefault(message, {})[started_at] = attempt
         next_message = (one("SELECT max(id) FROM message").scalar() or 0) + 1
         self._next_recipient = max(self._now, (one("SELECT max(id) FROM recipient").scalar() or 0) + 1)
         for entry in entries:
@@ -147,7 +152,8 @@ class _Group:
                 self._tell_recipients(next_message, 0, entry, {})
                 next_message += 1
             else:
-                number, base = found
+                number, folded = found
+                base = _base(entry, told.get(number, {}), folded=folded)
                 self._changed_message(number, base, entry)
                 self._tell_recipients(number, base, entry, newest.get(number, {}))
         self._many(_INSERT_MESSAGE, self._messages)
@@ -162,7 +168,7 @@ class _Group:
             self._connection.exec_driver_sql(statement, rows)
 
     def _new_message(self, number: int, entry: Entry) -> None:
-        last = entry.attempts[-1].attempt if entry.attempts else None
+        last = entry.attempts[-1] if entry.attempts else None
         folded = self._tell_attempts(number, 0, entry)
         self._messages.append(
             (
@@ -187,7 +193,7 @@ class _Group:
         )
 
     def _changed_message(self, number: int, base: int, entry: Entry) -> None:
-        last = entry.attempts[-1].attempt if entry.attempts else None
+        last = entry.attempts[-1] if entry.attempts else None
         folded = self._tell_attempts(number, base, entry)
         self._updates.append(
             (
@@ -210,16 +216,16 @@ class _Group:
     def _finished(self, entry: Entry) -> int | None:
         if not entry.finished:
             return None
-        return to_database(entry.attempts[-1].attempt.ended_at) if entry.attempts else self._now
+        return to_database(entry.attempts[-1].ended_at) if entry.attempts else self._now
 
     def _tell_attempts(self, message: int, base: int, entry: Entry) -> Attempt | None:
         """Rows of the attempts, but for the only one of a mail that went out at once: that is given back."""
         if len(entry.attempts) == 1 and base == 0:
             only = entry.attempts[0]
-            if only.number == 1 and not only.attempt.possible_duplicate and _all_sent(only.attempt):
-                return only.attempt
-        for numbered in entry.attempts:
-            self._attempts.extend(_attempt_rows(message, base, numbered))
+            if not only.possible_duplicate and _all_sent(only):
+                return only
+        for number, attempt in enumerate(entry.attempts, base + 1):
+            self._attempts.extend(_attempt_rows(message, number, attempt))
         return None
 
     def _tell_recipients(self, message: int, base: int, entry: Entry, newest: dict[str, _Known]) -> None:
@@ -264,13 +270,12 @@ class _Group:
 def _news(entry: Entry, base: int) -> dict[str, _News]:
     """What this entry tells of each recipient, the last word of each."""
     news: dict[str, _News] = {}
-    for numbered in entry.attempts:
-        account = numbered.attempt.account
-        for outcome in numbered.attempt.outcomes:
-            news[outcome.recipient] = _said(outcome, base + numbered.number, account)
+    for number, tried in enumerate(entry.attempts, base + 1):
+        for outcome in tried.outcomes:
+            news[outcome.recipient] = _said(outcome, number, tried.account)
     for outcome in entry.outcomes:
         before = news.get(outcome.recipient)
-        attempt, by = (before.attempt, before.account) if before else (base + entry.attempts_counted, None)
+        attempt, by = (before.attempt, before.account) if before else (base + len(entry.attempts), None)
         news[outcome.recipient] = _said(outcome, attempt, by)
     for mailbox in entry.rest:
         if mailbox not in news:
@@ -280,7 +285,7 @@ def _news(entry: Entry, base: int) -> dict[str, _News]:
 
 def _of_message(entry: Entry, base: int) -> _News:
     """What is said of the message as a whole, as news of a recipient."""
-    attempt, reason = base + entry.attempts_counted, entry.reason[:TEXT_LIMIT]
+    attempt, reason = base + len(entry.attempts), entry.reason[:TEXT_LIMIT]
     return _News(entry.status.value, attempt, None, entry.enhanced_code, reason, None, "local")
 
 
@@ -308,13 +313,22 @@ def _all_sent(attempt: Attempt) -> bool:
 
 def _first_attempt(entry: Entry) -> int | None:
     if entry.first_attempt_at is None and entry.attempts:
-        return to_database(entry.attempts[0].attempt.started_at)
+        return to_database(entry.attempts[0].started_at)
     return optional_to_database(entry.first_attempt_at)
 
 
-def _attempt_rows(message: int, base: int, numbered: NumberedAttempt) -> list[tuple[Any, ...]]:
+def _base(entry: Entry, told: dict[int, int], *, folded: bool) -> int:
+    """The number of the attempt before the entry's first; `told`: those that have rows, by the time they started."""
+    if not entry.attempts:
+        return max(told.values(), default=int(folded))
+    again = told.get(to_database(entry.attempts[0].started_at))
+    if again is None and folded and not told:
+        return 0 if len(entry.attempts) == 1 and _all_sent(entry.attempts[0]) else 1
+    return again - 1 if again is not None else max(told.values(), default=0)
+
+
+def _attempt_rows(message: int, number: int, attempt: Attempt) -> list[tuple[Any, ...]]:
     """Rows of an attempt, one for recipients that fared alike; of their texts the first."""
-    attempt = numbered.attempt
     parts: dict[tuple[Any, ...], tuple[str, list[str]]] = {}
     for outcome in attempt.outcomes:
         alike = (outcome.outcome.value, outcome.phase.value, outcome.code, outcome.enhanced_code)
@@ -328,7 +342,7 @@ def _attempt_rows(message: int, base: int, numbered: NumberedAttempt) -> list[tu
     return [
         (
             message,
-            base + numbered.number,
+            number,
             part,
             attempt.account,
             attempt.server,

@@ -148,7 +148,6 @@ class MessageRow(Row, table=True):
     finished_at: int | None = None
     updated_at: int
     attempts: int
-    attempt_base: int = 0  # an operator's retry restarts the numbers of attempts; this is what went before
     possible_duplicate: bool
     server: str | None = None
     tls: str | None = None

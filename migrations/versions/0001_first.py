@@ -151,7 +151,6 @@ def upgrade() -> None:
         sa.Column("finished_at", sa.Integer(), nullable=True),
         sa.Column("updated_at", sa.Integer(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
-        sa.Column("attempt_base", sa.Integer(), nullable=False),
         sa.Column("possible_duplicate", sa.Boolean(), nullable=False),
         sa.Column("server", sa.String(), nullable=True),
         sa.Column("tls", sa.String(), nullable=True),

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from core.domain.account import Account, AuthMethod, Security
+from core.domain.account import Account, AuthMethod, FromPolicy, Security
 from tests.support.relay import SIMPLE, Bench, account, mail, running, until
 from tests.support.smtp_server import Late, Script, SmtpServer, certificate
 
@@ -126,6 +126,33 @@ async def test_a_quota_pauses_the_account_and_counts_no_attempt(tmp_path: Path) 
         assert (result["failed"], result["deferred"]) == (0, 0)
         (queued,) = (await bench.get("/queue/messages"))["items"]
         assert (queued["state"], queued["attempts"], queued["waiting_for"]) == ("waiting", 0, "quota")
+
+
+async def test_an_attempt_that_was_not_counted_stays_in_the_mails_life(tmp_path: Path) -> None:
+    script = Script(dot=["550 5.4.5 Daily user sending limit exceeded", None])
+    async with SmtpServer(script) as server, running(tmp_path, [account(server)]) as bench:
+        bench.drop("a.eml", SIMPLE)
+        await bench.drain()
+        (queued,) = (await bench.get("/queue/messages"))["items"]
+        await bench.http.post("/accounts/main/resume")
+        await until(lambda: server.messages and not bench.names(), "delivery")
+        life = await bench.get(f"/messages/{queued['id']}")
+        assert [(a["number"], a["code"], a["outcome"]) for a in life["attempts"]] == [
+            (1, 550, "deferred"),
+            (2, 250, "sent"),
+        ]
+
+
+async def test_the_accounts_address_replaces_the_writers_in_envelope_and_header(tmp_path: Path) -> None:
+    async with SmtpServer(Script(hide={"SMTPUTF8"})) as server:
+        own = account(server, from_address="relay@bücher.example", from_policy=FromPolicy.REPLY_TO)
+        async with running(tmp_path, [own]) as bench:
+            bench.drop("a.eml", SIMPLE)
+            assert (await bench.drain())["sent"] == 1
+        (taken,) = server.messages
+        assert taken.sender == "relay@xn--bcher-kva.example"
+        assert b"From: relay@xn--bcher-kva.example\r\n" in taken.body
+        assert b"Reply-To: shop@example.com\r\n" in taken.body
 
 
 async def test_an_operators_pause_holds_through_faults_edits_and_restarts(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from core.domain.message import MessageIdentity
 from core.domain.outcome import AccountFault, Attempt, Blame, Outcome, RecipientOutcome
 from core.domain.reply import Phase
 from core.store import engine
-from core.store.entry import Entry, NumberedAttempt, Status
+from core.store.entry import Entry, Status
 from core.store.store import DATABASE_FILE, Store
 
 START = 1_800_000_000.0
@@ -76,12 +76,14 @@ def attempt(
     number: int,
     outcomes: Sequence[RecipientOutcome],
     *,
-    at: float = START,
+    at: float | None = None,
     account: str = "main",
     fault: AccountFault | None = None,
-) -> NumberedAttempt:
+) -> Attempt:
+    """The `number`th: a second after the one before, unless `at` says when."""
     server = "smtp.example.com:587"
-    return NumberedAttempt(number, Attempt(account, server, "TLSv1.3", at, at + 1, tuple(outcomes), fault))
+    at = START + number - 1 if at is None else at
+    return Attempt(account, server, "TLSv1.3", at, at + 1, tuple(outcomes), fault)
 
 
 def message_id(name: str, directory: str = "web") -> str:

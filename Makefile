@@ -36,12 +36,13 @@ setup: $(VENV)/.tools ## the environment with all tools; after it there is .venv
 run: $(VENV)/.runtime ## the relay on 127.0.0.1:8025 with a sandbox account, data in ./var
 	@exec $(BIN)/mpu serve --demo
 
-lint: $(VENV)/.tools ## ruff, mypy, import directions, dependencies, migrations, openapi.yaml
+lint: $(VENV)/.tools ## ruff, mypy, import directions, dependencies, bandit, migrations, openapi.yaml
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/deptry .
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive api core migrations
 	$(BIN)/mpu migrate --check
 	$(BIN)/mpu openapi --check
 

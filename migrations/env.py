@@ -52,7 +52,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="mpu-schema-") as folder:
         scratch = os.path.join(folder, "scratch.sqlite3")
-        # In a process of its own: Alembic's context is one a process, and it is in use here.
+        # In a process of its own: Alembic's context is one a process, and it is in use here. It runs this interpreter.
         subprocess.run(  # noqa: S603  # nosec B603
             [sys.executable, "-c", "import sys; from core.store.engine import migrate; migrate(sys.argv[1])", scratch],
             check=True,

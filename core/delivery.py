@@ -28,7 +28,7 @@ from core.domain.outcome import AccountFault, Attempt, Blame, Outcome, Recipient
 from core.domain.reply import Phase
 from core.domain.routing import Refusal, Route
 from core.domain.sidecar import Sidecar
-from core.errors import MessageError, MessageRejected
+from core.errors import MessageChanged, MessageRejected, RelayError, StorageBroken, StorageFull
 from core.spool.body import Prepared, prepare
 from core.spool.directory import (
     Claim,
@@ -119,6 +119,25 @@ class Delivered:
     ended_at: float = 0.0
 
 
+class _Journal:
+    """The claim's log, and what it was told in one transaction, should that end without an attempt."""
+
+    __slots__ = ("_claim", "begun", "known")
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+        self.begun: set[str] = set()  # the final dot left for them, or may have
+        self.known: dict[str, RecipientOutcome] = {}
+
+    def begin(self, recipients: Sequence[str]) -> None:
+        self._claim.begin(recipients)
+        self.begun.update(recipients)
+
+    def outcome(self, outcomes: Sequence[RecipientOutcome]) -> None:
+        self.known.update((outcome.recipient, outcome) for outcome in outcomes)
+        self._claim.outcome(outcomes)
+
+
 @dataclass(slots=True)
 class _Work:
     """A message while it is delivered."""
@@ -128,6 +147,7 @@ class _Work:
     opened: Opened
     prepared: Prepared
     claim: Claim | None = None
+    journal: _Journal | None = None  # of the transaction that is under way
     outcomes: dict[str, RecipientOutcome] = field(default_factory=dict)
     attempts: list[Attempt] = field(default_factory=list)
     tried: frozenset[str] = frozenset()
@@ -197,10 +217,10 @@ class Delivery:
                 return await self._reject(spool, directory, opened, rejection, prepared)
             self._refuse_rest(work, rejection)
             return await self._settle(work)
-        except MessageError:
-            if work.claim is None:
+        except Exception as error:
+            if not self._can_settle(work, error):
                 raise
-            return await self._settle(work)  # it changed while it was sent; closed before the dot
+            return await self._settle(work)
         finally:
             if work.claim is None:
                 spool.release(opened)
@@ -214,9 +234,9 @@ class Delivery:
         return self._blocked(work) if work.claim is None else await self._settle(work)
 
     def _abandon(self, work: _Work, claim: Claim) -> None:
-        """Something unforeseen. Nothing of it can have left: back with it; else the log tells the next recovery."""
+        """Cancelled, or no dot left. Nothing is in its log: back with it; else the log tells the next start."""
         if claim.logged:
-            log.error("abandoned in flight", message=claim.identity.id, remedy="the next scan recovers it by its log")
+            log.error("abandoned in flight", message=claim.identity.id, remedy="the next start recovers it by its log")
             work.spool.release(work.opened)
         else:
             work.spool.put_back_now(claim)
@@ -268,7 +288,9 @@ class Delivery:
             if work.claim is None:
                 work.claim = work.spool.claim(work.opened)
             mail = self._mail(work, account, recipients[: account.recipients_per_message])
-            attempt = await turn.send(mail, work.claim)
+            work.journal = _Journal(work.claim)
+            attempt = await turn.send(mail, work.journal)
+            work.journal = None
         finally:
             turn.release()
         self._take(work, passage, attempt)
@@ -332,6 +354,33 @@ class Delivery:
                 554,
                 rejection.enhanced_code,
                 rejection.detail,
+            )
+
+    def _can_settle(self, work: _Work, error: Exception) -> bool:
+        """Whether what is known by now settles it for the time being. Else the error is the caller's."""
+        if work.claim is None or work.settled:
+            return False
+        if isinstance(error, StorageFull | StorageBroken):  # the dot was held back; earlier transactions may be through
+            return bool(work.attempts) or work.claim.logged
+        if not isinstance(error, MessageChanged):  # that was closed before the dot
+            log.error("attempt failed", message=work.claim.identity.id, exc_info=error, remedy="see the reason")
+            self._defer_rest(work, error)
+        return True
+
+    def _defer_rest(self, work: _Work, error: Exception) -> None:
+        """Something unforeseen, of which only the journal can tell how far it got: tried again later, not for ever."""
+        journal = work.journal
+        if journal is not None:
+            for name in journal.begun - journal.known.keys():
+                text = f"the reply was not read: {error!r}"
+                journal.known[name] = RecipientOutcome(name, Outcome.UNKNOWN, Phase.DOT, None, text=text)
+            for name, outcome in journal.known.items():
+                work.outcomes.setdefault(name, outcome)
+        text = error.detail if isinstance(error, RelayError) else f"a fault of this service: {error!r}"
+        for recipient in work.open_recipients():
+            name = recipient.mailbox
+            work.outcomes[name] = RecipientOutcome(
+                name, Outcome.DEFERRED, Phase.LOCAL, Blame.TRANSIENT, None, "4.3.0", text
             )
 
     def _blocked(self, work: _Work) -> Delivered:

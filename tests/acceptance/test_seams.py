@@ -1,0 +1,92 @@
+"""Where the rooms meet: faults that come from one and must be borne by another. Nothing is lost, doubled or stuck."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.errors import StorageFull
+from core.spool.body import FileContent
+from core.spool.log import OutcomeLog
+from tests.support.clock import ManualClock
+from tests.support.relay import SIMPLE, account, mail, running, until
+from tests.support.smtp_server import Script, SmtpServer
+
+FULL = StorageFull("the outcome log can't grow: No space left on device")
+
+
+# --- in the middle of a message --------------------------------------------------------------------------------------
+
+
+async def test_a_log_that_fills_up_between_two_transactions_neither_repeats_nor_keeps_the_mail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, calls = OutcomeLog.begin, 0
+
+    def second_fails(self: OutcomeLog, *arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise FULL
+        begin(self, *arguments)
+
+    monkeypatch.setattr(OutcomeLog, "begin", second_fails)
+    names = [f"r{n}@b.example" for n in range(4)]
+    async with SmtpServer() as server, running(tmp_path, [account(server, recipients_per_message=2)]) as bench:
+        bench.drop("a.eml", mail(1, to=", ".join(names)))
+        await bench.drain()
+        assert bench.names() == ["a.eml"]
+        await bench.drain()
+        assert [taken.to for taken in server.messages] == [names[:2], names[2:]]
+        assert bench.names() == []
+        assert await bench.history() == dict.fromkeys(names, "sent")
+
+
+async def test_a_quota_in_the_middle_keeps_who_was_accepted_and_counts_nothing(tmp_path: Path) -> None:
+    names = [f"r{n}@b.example" for n in range(4)]
+    script = Script(dot=[None, "550 5.4.5 Daily user sending limit exceeded"])
+    async with SmtpServer(script) as server, running(tmp_path, [account(server, recipients_per_message=2)]) as bench:
+        bench.drop("a.eml", mail(1, to=", ".join(names)))
+        await bench.drain()
+        (queued,) = (await bench.get("/queue/messages"))["items"]
+        assert (queued["state"], queued["attempts"]) == ("waiting", 0)
+        await bench.http.post("/accounts/main/resume")
+        await until(lambda: bench.names() == [], "delivery")
+        assert [taken.to for taken in server.messages] == [names[:2], names[2:]]
+
+
+async def test_a_failure_in_the_middle_of_ten_thousand_recipients_concerns_its_hundred_alone(tmp_path: Path) -> None:
+    clock = ManualClock()
+    names = [f"r{n}@b.example" for n in range(10_000)]
+    script = Script(dot=[*[None] * 49, "451 4.3.0 later"])
+    async with SmtpServer(script) as server, running(tmp_path, [account(server)], clock=clock) as bench:
+        bench.drop("a.eml", mail(1, to=",\r\n ".join(names)))
+        result = await bench.drain()
+        assert result["recipients"] == {"sent": 9_900, "deferred": 100, "failed": 0, "unknown": 0}
+        clock.advance(100)
+        await bench.drain()
+        assert bench.names() == []
+        assert sorted(r for taken in server.messages for r in taken.to) == sorted(names)
+
+
+async def test_what_nobody_foresaw_is_tried_later_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, body, broken = ManualClock(), FileContent.body, True
+
+    def fails(self: FileContent, **options: Any) -> Any:
+        if broken:
+            raise ValueError("a defect")
+        return body(self, **options)
+
+    monkeypatch.setattr(FileContent, "body", fails)
+    async with SmtpServer() as server, running(tmp_path, [account(server)], clock=clock) as bench:
+        bench.drop("a.eml", SIMPLE)
+        assert (await bench.drain())["deferred"] == 1
+        (queued,) = (await bench.get("/queue/messages"))["items"]
+        assert (queued["state"], queued["attempts"]) == ("deferred", 1)
+        assert "a defect" in queued["reason"]
+        broken = False
+        clock.advance(100)
+        await bench.drain()
+        assert (len(server.messages), bench.names()) == (1, [])

@@ -22,13 +22,23 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.chaos import boundaries, kills, power
+from tests.chaos import boundaries, claims, kills, odd, poison, power, space, stops, writers
 from tests.chaos.result import Experiment, Plan, Row, as_json, table, timed
 
 EXPERIMENTS: dict[str, tuple[tuple[str, ...], Experiment]] = {
     "kills": (("P1", "P2", "P7", "P8"), kills.kills),
     "boundaries": (("P3",), boundaries.boundaries),
     "power": (("P4",), power.power),
+    "claims": (("P5",), claims.claims),
+    "writers": (("P6",), writers.writers),
+    "poison": (("P9",), poison.poison),
+    "leaks": (("P10",), poison.leaks),
+    "space": (("P11",), space.space),
+    "stops": (("P12",), stops.stops),
+    "peers": ((), odd.peers),
+    "database": ((), odd.database),
+    "names": ((), odd.names),
+    "clock": ((), odd.clock),
 }
 
 
@@ -49,7 +59,14 @@ def _run(name: str, options: argparse.Namespace) -> list[Row]:
     try:
         rows = timed(experiment, Plan(options.seed, options.scale == "full", root))
     except Exception:
-        rows = [Row(promises[0], f"{name}: the run itself failed", misses=[traceback.format_exc()], seed=options.seed)]
+        rows = [
+            Row(
+                (*promises, name)[0],
+                f"{name}: the run itself failed",
+                misses=[traceback.format_exc()],
+                seed=options.seed,
+            )
+        ]
     if options.keep and any(row.misses for row in rows):
         rows[0].notes = f"{rows[0].notes} kept in {root}".strip()
     else:

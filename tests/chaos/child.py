@@ -182,25 +182,27 @@ def run_loop(work: Coroutine[Any, Any, int | None]) -> int | None:
     return uvloop.run(work)
 
 
-def serving(place: Place, *, settings: Settings | None = None, clock: Clock | None = None, ready: int = -1) -> Child:
-    """A relay that works until SIGTERM. Writes a byte to `ready` when it is."""
+async def serve(
+    place: Place, settings: Settings | None = None, clock: Clock | None = None, *, patient: bool = False
+) -> int:
+    """Work until SIGTERM, and stop as the service does. `patient`: a failed start doesn't end it."""
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    relay = Relay(settings or place.settings(), clock=clock)
+    await relay.start()
+    if relay.failure is not None and not patient:
+        raise relay.failure
+    await stop.wait()
+    relay.begin_stop()
+    await relay.stop()
+    return 0
 
-    async def work() -> int:
-        loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, stop.set)
-        relay = Relay(settings or place.settings(), clock=clock)
-        await relay.start()
-        if relay.failure is not None:
-            raise relay.failure
-        if ready >= 0:
-            os.write(ready, b"r")
-        await stop.wait()
-        relay.begin_stop()
-        await relay.stop()
-        return 0
 
-    return fork(lambda: run_loop(work()), place.log)
+def serving(
+    place: Place, *, settings: Settings | None = None, clock: Clock | None = None, patient: bool = False
+) -> Child:
+    """A relay that works until SIGTERM."""
+    return fork(lambda: run_loop(serve(place, settings, clock, patient=patient)), place.log)
 
 
 async def empty(relay: Relay, place: Place, seconds: float = PATIENCE_SECONDS) -> None:

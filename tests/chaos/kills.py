@@ -65,8 +65,8 @@ class _Run:
     place: Place
     chance: random.Random
     in_flight: InFlight
+    ledger: Ledger
     handed: int = 0
-    delay: float = 0.25
 
     def go(self, through_service: int) -> None:
         """All kills; the last ones go to the whole `mpu serve`."""
@@ -78,21 +78,24 @@ class _Run:
             else:
                 self._kill_service(batch)
             self.in_flight.look()
-            waiting = len(self.place.names())
-            self.delay = min(max(self.delay * (1.1 if waiting > BACKLOG else 0.9), 0.05), 2.0)
         work_off(self.place)
 
     def _kill_child(self, batch: list[Letter]) -> None:
+        """At a moment from the first instant of its start on, or when some messages were taken."""
         child = serving(self.place)
-        moment = time.monotonic() + self.chance.random() * self.delay * 2
+        moment = time.monotonic() + self.chance.random() * 0.15
         hand_over(self.place.pickup, batch, self.chance)
-        time.sleep(max(moment - time.monotonic(), 0))
+        if self.chance.random() < 0.3:
+            time.sleep(max(moment - time.monotonic(), 0))
+        else:
+            self.ledger.wait_for(self.chance.randrange(1, 50))
+            time.sleep(self.chance.random() * 0.003)
         child.kill()
 
     def _kill_service(self, batch: list[Letter]) -> None:
         with service(self.place.data, self.place.pickup.parent, MPU_LOG_LEVEL="info") as running:
             hand_over(self.place.pickup, batch, self.chance)
-            time.sleep(self.chance.random() * 0.3)
+            self.ledger.wait_for(self.chance.randrange(1, 50))
             running.kill()
 
 
@@ -102,8 +105,8 @@ def kills(plan: Plan) -> list[Row]:
     place = place_at(plan.root)
     count, through_service = plan.size(1000, 12), plan.size(20, 0)
     mails = letters(chance, "k", plan.size(20_000, 400), MIXED)
-    run = _Run(plan, count, mails, place, chance, InFlight(place.pickup))
     ledger = Ledger(plan.root / "ledger")
+    run = _Run(plan, count, mails, place, chance, InFlight(place.pickup), ledger)
     with server(ledger.path, round_trip_seconds=0.002) as port:
         set_up(place, port, max_connections=CONNECTIONS)
         run.go(through_service)

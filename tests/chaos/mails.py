@@ -65,9 +65,9 @@ def letters(chance: random.Random, prefix: str, count: int, verdicts: str = "t")
     ]
 
 
-def write_in_place(path: Path, mail: Letter) -> None:
+def write_in_place(path: Path, mail: Letter, name: str = "") -> None:
     """As .NET does: under the final name, closed at the end."""
-    fd = os.open(path / mail.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o660)
+    fd = os.open(path / (name or mail.name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o660)
     try:
         half = len(mail.data) // 2
         os.write(fd, mail.data[:half])

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,13 @@ class Ledger:
             for line in whole.splitlines():
                 self._add(json.loads(line))
         return self
+
+    def wait_for(self, more: int, seconds: float = 2.0) -> None:
+        """Until so many more messages were taken, or time is up."""
+        wanted = self.read().messages + more
+        deadline = time.monotonic() + seconds
+        while self.read().messages < wanted and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def _add(self, line: dict[str, object]) -> None:
         key = str(line["message_id"]).strip("<>").partition("@")[0]

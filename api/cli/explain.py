@@ -63,7 +63,7 @@ def explain(
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             complain(f"{file} is no file")
             raise typer.Exit(EXIT_USAGE)
-        explanation = explainer(known.accounts, known.max_header_bytes).explain(
+        explanation = explainer(known.accounts, known.settings.max_header_bytes).explain(
             known.directory, descriptor, name=os.fsencode(os.path.basename(path))
         )
     finally:

@@ -59,7 +59,7 @@ class Job:
     directory: Directory
     accounts: Sequence[tuple[Account, Pause | None]]
     store: Store | None
-    max_header_bytes: int = 16 << 20
+    settings: Settings
     lock: DataDirLock | None = None  # held while the store is open
 
     def close(self) -> None:
@@ -137,13 +137,13 @@ def _job(
     send: bool,
 ) -> Job:
     """Raises NotFound, RelayError."""
-    if given is not None:
-        return Job(replace(_unknown(path), accounts=(given.name,), **wanted), [(given, None)], None)
     settings = local_settings(data_dir, config, become_owner=False)
+    if given is not None:
+        return Job(replace(_unknown(path), accounts=(given.name,), **wanted), [(given, None)], None, settings)
     if account is None and not settings.database_file.is_file():
         if send:
             raise typer.BadParameter("name the account: --account NAME, or --host and --username", param_hint="--send")
-        return Job(replace(_unknown(path), **wanted), (), None, settings.max_header_bytes)
+        return Job(replace(_unknown(path), **wanted), (), None, settings)
     lock = DataDirLock(settings.data_dir)
     store = _open_store(settings)
     try:
@@ -151,7 +151,7 @@ def _job(
     except BaseException:
         store.close()
         raise
-    return Job(replace(known, **wanted), accounts, store, settings.max_header_bytes, lock)
+    return Job(replace(known, **wanted), accounts, store, settings, lock)
 
 
 def saved_directory(path: str, name: str | None, data_dir: Path | None, config: Path | None) -> Job:
@@ -161,7 +161,7 @@ def saved_directory(path: str, name: str | None, data_dir: Path | None, config: 
     """
     settings = local_settings(data_dir, config, become_owner=False)
     if name is None and not os.access(settings.database_file, os.R_OK | os.W_OK):
-        return Job(_unknown(path), (), None, settings.max_header_bytes)
+        return Job(_unknown(path), (), None, settings)
     store = _open_store(settings)
     try:
         if name is not None:
@@ -169,7 +169,7 @@ def saved_directory(path: str, name: str | None, data_dir: Path | None, config: 
         directory, accounts = _saved(store, os.path.realpath(path), None, with_passwords=False)
     finally:
         store.close()
-    return Job(directory, accounts, None, settings.max_header_bytes)
+    return Job(directory, accounts, None, settings)
 
 
 def _open_store(settings: Settings) -> Store:
@@ -238,7 +238,7 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
             clock=CLOCK,
             ledger=ledger,
             include_deferred=deferred_too,
-            max_header_bytes=job.max_header_bytes,
+            settings=job.settings,
             on_delivered=tell,
             stop=stop,
         )
@@ -327,7 +327,7 @@ def _say(job: Job, *, as_json: bool) -> int:
     """What would be done, from a look at each file; nothing is opened for writing, made or locked."""
     from api.cli.explain import explain_files
 
-    found = list(explain_files(job.directory, job.accounts, job.max_header_bytes))
+    found = list(explain_files(job.directory, job.accounts, job.settings.max_header_bytes))
     if as_json:
         show_json({"messages": [{"file_name": name, **asdict(explanation)} for name, explanation in found]})
     elif found:

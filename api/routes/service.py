@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Path, Request, Response
 
-from api.deps import By, Cursor, Limit, Relay, location
+from api.deps import By, Cursor, IfMatch, Limit, Relay, location
 from api.openapi import ETAG, SERVICE, operation
 from api.schemas import examples
 from api.schemas.base import ListOut, page_out
@@ -117,6 +117,7 @@ async def get_settings(relay: Relay, response: Response) -> SettingsPublic:
         "is read-only here (422).",
         mail="A shorter `history_days` forgets older history with the next clean-up.",
         body=True,
+        errors={412: "They were changed since you saw them. Remedy: GET them again, then repeat."},
         answers={200: ETAG},
     ),
 )
@@ -124,6 +125,8 @@ async def update_settings(
     relay: Relay,
     actor: By,
     response: Response,
+    if_match: IfMatch,
     body: Annotated[SettingsUpdate, Body(openapi_examples=examples.SETTINGS)],
 ) -> SettingsPublic:
-    return _shown(await relay.runtime_settings.update(body.model_dump(exclude_unset=True), actor), response)
+    changes = body.model_dump(exclude_unset=True)
+    return _shown(await relay.runtime_settings.update(changes, actor, if_match=if_match), response)

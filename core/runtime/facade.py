@@ -333,8 +333,10 @@ class RuntimeSettings(Protocol):
 
     async def get(self) -> RuntimeSettingsView: ...
 
-    async def update(self, changes: dict[str, Any], actor: Actor) -> RuntimeSettingsView:
-        """Only names of the first group come here, with checked values."""
+    async def update(
+        self, changes: dict[str, Any], actor: Actor, *, if_match: Sequence[str] | None = None
+    ) -> RuntimeSettingsView:
+        """Only names of the first group come here, with checked values. Raises PreconditionFailed."""
         ...
 
 

@@ -23,11 +23,11 @@ from core.domain.outcome import Outcome
 from core.domain.routing import Refusal
 from core.runtime.outlets import Outlets
 from core.runtime.queue import shown
+from core.runtime.transports import transport_of
+from core.settings import Settings
 from core.spool.directory import DirectorySpool
 from core.store.ledger import Ledger
-from core.transport.smtp import SmtpTransport
 
-OPEN_MESSAGES = 256
 WRITER_WAIT_SECONDS = 1.0  # beside quiet_seconds: how long files that may still be written are waited for
 WRITER_LOOK_SECONDS = 0.25
 
@@ -57,9 +57,8 @@ async def process(
     *,
     clock: Clock,
     ledger: Ledger,
+    settings: Settings,
     include_deferred: bool = False,
-    grace_seconds: float = 25,
-    max_header_bytes: int = 16 << 20,
     on_delivered: Callable[[Delivered], None] = lambda _: None,
     stop: asyncio.Event | None = None,
 ) -> Processed:
@@ -72,7 +71,7 @@ async def process(
     outlets = Outlets(
         clock=clock,
         chance=random.random,
-        make_transport=lambda account: SmtpTransport(account, clock=clock),
+        make_transport=lambda account: transport_of(account, settings, clock),
         remember=lambda _name, _pause: None,
         on_open=lambda _name: None,
     )
@@ -95,11 +94,13 @@ async def process(
             clock=clock,
             chance=random.random,
             host_name=socket.getfqdn(),
-            limits=Limits(max_header_bytes),
+            limits=Limits(settings.max_header_bytes),
         ),
         outlets,
         clock=clock,
-        open_messages=asyncio.Semaphore(OPEN_MESSAGES),
+        open_messages=asyncio.Semaphore(settings.max_open_messages),
+        look_ahead=settings.look_ahead,
+        scan_batch=settings.scan_batch,
         on_delivered=note,
     )
     try:
@@ -109,7 +110,7 @@ async def process(
         await _wait_for_writers(cycle, stop)
     finally:
         cycle.begin_stop()
-        if not await cycle.drained(grace_seconds):
+        if not await cycle.drained(settings.grace_seconds):
             result.cut_off = cycle.in_flight
         await ledger.flush()
         paused = {name: outlets.pause_of(name) for name in outlets.names}

@@ -20,7 +20,7 @@ import structlog
 
 from core.cycle import Report
 from core.delivery import Delivered, Delivery, Limits
-from core.domain.account import Account, Directory
+from core.domain.account import Directory
 from core.domain.circuit import Pause, PausedBy
 from core.domain.clock import Clock
 from core.errors import NotRunning, RelayError
@@ -47,10 +47,10 @@ from core.runtime.queue import Queue
 from core.runtime.reasons import Reasons
 from core.runtime.runtime_settings import RuntimeSettings
 from core.runtime.sandbox import Sandbox
+from core.runtime.transports import transport_of
 from core.runtime.views import HealthPart, HealthView, VersionView
 from core.scheduler import Scheduler
 from core.settings import Settings
-from core.smtp.dialogue import Timeouts
 from core.spool.watch import Watcher
 from core.store import accounts as account_rows
 from core.store import directories as directory_rows
@@ -58,9 +58,11 @@ from core.store import pauses, retention
 from core.store.ledger import Health
 from core.store.store import Store
 from core.store.tables import REVISION
-from core.transport.smtp import SmtpTransport
 
 log = structlog.get_logger()
+
+ABORTED_SECONDS = 2.0  # what was cut off has its outcome at once; only its commit is waited for
+CLOSE_SECONDS = 5.0  # for a last commit; what can't be committed is told by the directory's log at the next start
 
 
 class Relay:
@@ -141,7 +143,7 @@ class Relay:
         self.outlets = Outlets(
             clock=clock,
             chance=self._chance,
-            make_transport=self._transport,
+            make_transport=lambda account: transport_of(account, settings, clock),
             remember=self._remember_account,
             on_open=lambda name: self.inlets.on_account(name),
         )
@@ -198,21 +200,6 @@ class Relay:
         }
         self.accounts = Accounts(store, audit, apply=self.apply_account, **configured)
         self.directories = Directories(store, audit, apply=self.apply_directory, **configured)
-
-    def _transport(self, account: Account) -> SmtpTransport:
-        s = self.settings
-        timeouts = Timeouts(
-            banner_seconds=s.smtp_banner_timeout_seconds,
-            command_seconds=s.smtp_command_timeout_seconds,
-            mail_seconds=s.smtp_command_timeout_seconds,
-            rcpt_seconds=s.smtp_rcpt_timeout_seconds,
-            data_seconds=s.smtp_data_timeout_seconds,
-            block_seconds=s.smtp_block_timeout_seconds,
-            dot_seconds=s.smtp_dot_timeout_seconds,
-            quit_seconds=s.smtp_quit_timeout_seconds,
-            transaction_seconds=s.smtp_deadline_seconds,
-        )
-        return SmtpTransport(account, clock=self.clock, timeouts=timeouts, allow_private=s.allow_private_targets)
 
     async def _take_over(self) -> None:
         """Accounts first, then directories with their recovery; one that can't be reached doesn't stop the others."""
@@ -404,9 +391,9 @@ class Relay:
         if not await self.inlets.drained(self.settings.grace_seconds):
             log.warning("cut off after the grace time", grace_seconds=self.settings.grace_seconds)
             self.outlets.abort()
-            await self.inlets.drained(self.settings.grace_seconds)
+            await self.inlets.drained(ABORTED_SECONDS)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(ABORTED_SECONDS):
                 await self.drains.ended()
                 await self.operations.ended()
         await self.scheduler.stop()
@@ -415,12 +402,14 @@ class Relay:
             await asyncio.gather(self._watching, return_exceptions=True)
         self.watcher.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.store.ledger.flush()
+        with contextlib.suppress(TimeoutError):  # a database that fails: the directory's log tells the next start
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self.store.ledger.flush()
         await self.inlets.close()
         await self.outlets.close()
         if self.sandbox is not None:
             await self.sandbox.stop()
-        await asyncio.to_thread(self.store.close)
+        await asyncio.to_thread(self.store.close, CLOSE_SECONDS)
         self._state = "stopped"
         log.info("stopped")
 

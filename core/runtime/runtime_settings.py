@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from core.runtime.audit import Audit, difference
 from core.runtime.views import Actor, RuntimeSettingsView
 from core.settings import Settings
 from core.store import settings as rows
+from core.store.accounts import check_version
 from core.store.store import Store
 
 VERSION_KEY = "store.settings_version"
@@ -29,10 +31,16 @@ class RuntimeSettings:
         """As they are now."""
         return await self._store.read(self._view)
 
-    async def update(self, changes: dict[str, Any], actor: Actor) -> RuntimeSettingsView:
-        """Change what is named; None puts the default back. Without a difference nothing happens."""
+    async def update(
+        self, changes: dict[str, Any], actor: Actor, *, if_match: Sequence[str] | None = None
+    ) -> RuntimeSettingsView:
+        """Change what is named; None puts the default back. Without a difference nothing happens.
+
+        Raises PreconditionFailed.
+        """
 
         def write(session: Session) -> RuntimeSettingsView:
+            check_version(rows.get(session, VERSION_KEY) or 1, if_match)
             before = rows.load(session)
             wanted = {k: rows.DEFAULTS[k] if v is None else v for k, v in changes.items()}
             after = rows.change(session, wanted)

@@ -335,7 +335,9 @@ class FakeRuntimeSettings:
     async def get(self) -> RuntimeSettingsView:
         return RuntimeSettingsView(self.days, str(self.days), {"port": 8025})
 
-    async def update(self, changes: dict[str, Any], actor: Actor) -> RuntimeSettingsView:
+    async def update(
+        self, changes: dict[str, Any], actor: Actor, *, if_match: Sequence[str] | None = None
+    ) -> RuntimeSettingsView:
         if "history_days" in changes:
             self.days = changes["history_days"] or 90
         return await self.get()

@@ -1,0 +1,25 @@
+"""An account's transport by the settings of the start: the one place where they meet."""
+
+from __future__ import annotations
+
+from core.domain.account import Account
+from core.domain.clock import Clock
+from core.settings import Settings
+from core.smtp.dialogue import Timeouts
+from core.transport.smtp import SmtpTransport
+
+
+def transport_of(account: Account, settings: Settings, clock: Clock) -> SmtpTransport:
+    """A way out that nothing has used yet."""
+    timeouts = Timeouts(
+        banner_seconds=settings.smtp_banner_timeout_seconds,
+        command_seconds=settings.smtp_command_timeout_seconds,
+        mail_seconds=settings.smtp_command_timeout_seconds,
+        rcpt_seconds=settings.smtp_rcpt_timeout_seconds,
+        data_seconds=settings.smtp_data_timeout_seconds,
+        block_seconds=settings.smtp_block_timeout_seconds,
+        dot_seconds=settings.smtp_dot_timeout_seconds,
+        quit_seconds=settings.smtp_quit_timeout_seconds,
+        transaction_seconds=settings.smtp_deadline_seconds,
+    )
+    return SmtpTransport(account, clock=clock, timeouts=timeouts, allow_private=settings.allow_private_targets)

@@ -17,7 +17,7 @@ from core.store import engine
 from tests.support.clock import ManualClock
 from tests.support.relay import SIMPLE, Bench, account, add_account, mail, running, until
 from tests.support.smtp_server import Hang, Late, Script, SmtpServer
-from tests.support.spool import raises_errno
+from tests.support.spool import claim, raises_errno, spool_at
 
 
 async def _alerts(bench: Bench) -> dict[str, dict[str, Any]]:
@@ -127,7 +127,8 @@ async def test_no_memory_while_a_message_is_worked_on_releases_the_claim(
             assert (result["sent"], result["failed"]) == (0, 0)
             assert bench.names() == ["a.eml"], "no .lck is left"
         bench.drop("b.eml", mail(2))
-        assert (await bench.drain())["sent"] == 2, "the lock is free, the others go on"
+        result = await bench.drain(include_deferred=True)
+        assert result["sent"] == 2, "the lock is free, the others go on"
 
 
 async def test_open_messages_are_bounded_over_all_directories(tmp_path: Path) -> None:
@@ -202,6 +203,97 @@ async def test_fsync_eio_is_never_retried_and_the_next_start_recovers(
             await bench.drain()
             assert bench.names() == []
             assert [b"Subject: 2" in t.body for t in server.messages] == [False, True]
+
+
+async def test_a_sent_file_whose_outcome_can_not_be_logged_is_unlinked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a kill before the commit would send it again."""
+    full = monkeypatch.context()
+
+    def taken(*_: object) -> str:
+        patch.setattr(os, "pwrite", raises_errno(errno.ENOSPC))
+        return "250 2.0.0 taken"
+
+    async with SmtpServer(Script(dot=[taken])) as server, running(tmp_path, [account(server)]) as bench:
+        bench.drop("a.eml", mail(1))
+        there: list[str] = []
+        settle = bench.relay.store.ledger.settle
+
+        def look(entry: Any) -> Any:
+            there.extend(bench.names())
+            return settle(entry)
+
+        monkeypatch.setattr(bench.relay.store.ledger, "settle", look)
+        with full as patch:
+            assert (await bench.drain())["sent"] == 1
+        assert there == [], "it was gone before the commit"
+        assert await bench.history() == {"jo@example.org": "sent"}
+
+
+# --- what the logs and sidecars know ----------------------------------------------------------------------------------
+
+
+async def test_a_kill_behind_the_dot_is_unknown_and_held_after_unknown_max(tmp_path: Path) -> None:
+    clock = ManualClock()
+    path = tmp_path / "spool" / "pickup"
+    pickup = Directory("pickup", str(path), ("main",), unknown_max=1, watch=False)
+    path.mkdir(parents=True)
+    (path / "a.eml").write_bytes(SIMPLE)
+    async with SmtpServer() as server:
+        for state, name in (("deferred", "a.eml"), ("held", "a.eml.hold")):
+            killed = spool_at(path, clock=clock, name="pickup")
+            claim(killed, b"a.eml").begin(["jo@example.org"])
+            killed.close()  # the lock goes, the log and the .lck stay
+            assert "a.eml.lck" in os.listdir(path)
+            async with running(tmp_path, [account(server)], pickups=[pickup], clock=clock) as bench:
+                assert bench.names() == [name]
+                (queued,) = (await bench.get("/queue/messages"))["items"]
+                assert (queued["state"], queued["possible_duplicate"]) == (state, True)
+                assert await bench.history() == {"jo@example.org": "unknown"}
+                assert ("held" in await _alerts(bench)) is (state == "held")
+                await bench.drain()
+                assert server.messages == [], "nothing is sent on the strength of the log alone"
+            clock.advance(4000)
+
+
+async def test_a_new_database_neither_repeats_a_recipient_nor_forgets_a_back_off(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with SmtpServer(Script(rcpt={"late@b.example": ["450 4.2.0 later", None]})) as server:
+        async with running(tmp_path, [account(server)], clock=clock) as bench:
+            bench.drop("a.eml", mail(1, to="now@b.example, late@b.example"))
+            await bench.drain()
+            path = Path(bench.relay.store.path)
+        _missing(path, pytest.MonkeyPatch())
+        async with running(tmp_path, [account(server)], clock=clock, new_database=True) as bench:
+            await bench.drain()
+            (queued,) = (await bench.get("/queue/messages"))["items"]
+            assert (queued["state"], queued["attempts"]) == ("deferred", 1)
+            clock.advance(67)
+            await bench.drain()
+            assert bench.names() == []
+        assert [taken.to for taken in server.messages] == [["now@b.example"], ["late@b.example"]]
+
+
+async def test_age_does_not_count_while_all_accounts_are_paused(tmp_path: Path) -> None:
+    clock = ManualClock()
+    path = str(tmp_path / "spool" / "p")
+    pickup = Directory("pickup", path, ("main",), expire_after_seconds=86_400, retry_max_seconds=60, watch=False)
+    async with SmtpServer(Script(rcpt={"*": "450 4.2.0 later"})) as server:
+        async with running(tmp_path, [account(server)], pickups=[pickup], clock=clock) as bench:
+            bench.drop("a.eml", SIMPLE)
+            for _ in range(6):
+                await bench.drain()
+                clock.advance(67)
+            await bench.http.post("/accounts/main/pause", json={"reason": "holidays"})
+            clock.advance(30 * 86_400)
+            await bench.drain()
+            await bench.http.post("/accounts/main/resume")
+            await bench.drain(include_deferred=True)
+            assert bench.names() == ["a.eml"], "not given up"
+            server.script.rcpt.clear()
+            clock.advance(67)
+            assert (await bench.drain(include_deferred=True))["sent"] == 1
 
 
 # --- the database -----------------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ class Inlets:
         self._scan_batch = scan_batch
         self._open_messages = asyncio.Semaphore(max_open_messages)
         self._inlets: dict[str, Inlet] = {}
-        self._retired: set[asyncio.Task[None]] = set()
+        self._retired: dict[asyncio.Task[None], Cycle] = {}  # replaced or removed, with mail in flight perhaps
         self._relay_pause: Pause | None = None
         self._relay_timer: asyncio.TimerHandle | None = None
 
@@ -160,8 +160,8 @@ class Inlets:
             inlet.timer.cancel()
         inlet.cycle.begin_stop()
         task = asyncio.get_running_loop().create_task(_close_when_drained(inlet.cycle))
-        self._retired.add(task)
-        task.add_done_callback(self._retired.discard)
+        self._retired[task] = inlet.cycle
+        task.add_done_callback(self._retired.pop)
 
     # --- what wakes them ---
 
@@ -273,8 +273,8 @@ class Inlets:
 
     async def drained(self, timeout_seconds: float) -> bool:
         """Wait for what is in flight. False: time was up."""
-        done = await asyncio.gather(*(inlet.cycle.drained(timeout_seconds) for inlet in self))
-        return all(done)
+        cycles = [*(inlet.cycle for inlet in self), *self._retired.values()]
+        return all(await asyncio.gather(*(cycle.drained(timeout_seconds) for cycle in cycles)))
 
     async def close(self) -> None:
         """Let go of all directories, once drained."""
@@ -283,6 +283,9 @@ class Inlets:
                 if timer is not None:
                     timer.cancel()
             await asyncio.to_thread(inlet.cycle.close)
+        for task, cycle in list(self._retired.items()):
+            task.cancel()
+            await asyncio.to_thread(cycle.close)
         await asyncio.gather(*self._retired, return_exceptions=True)
 
 

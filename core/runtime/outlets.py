@@ -62,7 +62,7 @@ class Outlets:
         self._remember = remember
         self._on_open = on_open
         self._outlets: dict[str, _Outlet] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._closing: dict[asyncio.Task[None], Transport] = {}  # replaced, with mail in flight perhaps
 
     # --- what delivery asks ---
 
@@ -203,8 +203,8 @@ class Outlets:
 
     def abort(self) -> None:
         """Cut all connections: what awaits a reply after its final dot ends as unknown."""
-        for outlet in self._outlets.values():
-            outlet.transport.abort()
+        for transport in [*(outlet.transport for outlet in self._outlets.values()), *self._closing.values()]:
+            transport.abort()
 
     async def close(self) -> None:
         """QUIT everywhere."""
@@ -263,8 +263,8 @@ class Outlets:
 
     def _close(self, transport: Transport) -> None:
         task = asyncio.get_running_loop().create_task(transport.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._closing[task] = transport
+        task.add_done_callback(self._closing.pop)
 
 
 def _shown(seconds: float | None) -> str | None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.domain.account import Directory
 from core.errors import StorageFull
 from core.spool.body import FileContent
 from core.spool.log import OutcomeLog
 from tests.support.clock import ManualClock
-from tests.support.relay import SIMPLE, account, mail, running, until
-from tests.support.smtp_server import Script, SmtpServer
+from tests.support.relay import SIMPLE, Bench, account, add_account, add_directory, mail, running, until
+from tests.support.smtp_server import Hang, Script, SmtpServer
 
 FULL = StorageFull("the outcome log can't grow: No space left on device")
+
+
+def pickup_at(root: Path, **settings: Any) -> Directory:
+    return Directory("pickup", str(root / "spool" / "pickup"), ("main",), **{"watch": False, **settings})
 
 
 # --- in the middle of a message --------------------------------------------------------------------------------------
@@ -90,3 +96,70 @@ async def test_what_nobody_foresaw_is_tried_later_and_shown(tmp_path: Path, monk
         clock.advance(100)
         await bench.drain()
         assert (len(server.messages), bench.names()) == (1, [])
+
+
+# --- stop ------------------------------------------------------------------------------------------------------------
+
+
+async def _settled_as_unknown(bench: Bench) -> None:
+    """After the stop: put back, marked, and nothing left claimed."""
+    assert bench.names() == ["a.eml"]
+    (sidecar,) = (bench.paths["pickup"] / ".mpu").glob("*.json")
+    assert b'"possible_duplicate":true' in sidecar.read_bytes()
+
+
+async def _in_flight(bench: Bench, server: SmtpServer) -> None:
+    bench.drop("a.eml", SIMPLE)
+    await until(lambda: "DATA" in server.commands, "the transaction")
+    await until(lambda: bench.relay.inlets.get("pickup").spool.place.log._open, "the final dot")
+
+
+async def test_a_stop_cuts_off_what_goes_through_an_account_that_was_edited_meanwhile(tmp_path: Path) -> None:
+    async with SmtpServer(Script(dot=Hang())) as server:
+        async with running(tmp_path, [account(server)], watch=True, grace_seconds=0.1) as bench:
+            await _in_flight(bench, server)
+            await add_account(bench.relay, account(server, max_connections=2))
+            await bench.relay.stop()
+            await _settled_as_unknown(bench)
+
+
+async def test_a_stop_cuts_off_what_came_from_a_directory_that_was_changed_meanwhile(tmp_path: Path) -> None:
+    async with SmtpServer(Script(dot=Hang())) as server:
+        async with running(tmp_path, [account(server)], watch=True, grace_seconds=0.1) as bench:
+            await _in_flight(bench, server)
+            await add_directory(bench.relay, pickup_at(tmp_path / "spool" / "elsewhere"))
+            await bench.relay.stop()
+            await _settled_as_unknown(bench)
+
+
+async def test_a_stop_does_not_wait_for_a_locked_database_and_the_next_start_sends_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    async with SmtpServer() as server:
+        async with running(tmp_path, [account(server)], watch=True, grace_seconds=0.1) as bench:
+            other = sqlite3.connect(tmp_path / "data" / "mpu.sqlite3", isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            bench.drop("a.eml", SIMPLE)
+            await until(lambda: server.messages, "the mail")
+            await bench.relay.stop()
+            assert bench.names() == ["a.eml.lck"]  # its outcome is in the log
+            other.close()
+        async with running(tmp_path, [account(server)]) as bench:
+            await until(lambda: bench.names() == [], "recovery")
+            await bench.drain()
+            assert len(server.messages) == 1
+            assert await bench.history() == {"jo@example.org": "sent"}
+
+
+async def test_a_database_that_is_locked_for_a_while_delays_mail_and_repeats_none(tmp_path: Path) -> None:
+    async with SmtpServer() as server, running(tmp_path, [account(server)], watch=True) as bench:
+        other = sqlite3.connect(tmp_path / "data" / "mpu.sqlite3", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        bench.drop("a.eml", SIMPLE)
+        await until(lambda: not bench.relay.store.healthy, "the trouble")
+        bench.drop("b.eml", mail(2))
+        await until(lambda: not bench.relay.inlets.get("pickup").cycle._working.get(b"b.eml"), "its look at it")
+        assert bench.names() == ["a.eml.lck", "b.eml"]
+        other.close()
+        await until(lambda: bench.names() == [], "delivery")
+        assert len(server.messages) == 2

@@ -21,7 +21,7 @@ from core.spool import dispose as disposal
 from core.spool import operate
 from core.spool import recover as recovery
 from core.spool.kernel import Features
-from core.spool.place import Place, open_place
+from core.spool.place import Place, open_place, unavailable
 from core.spool.scan import Scan, count, entries, find
 from core.spool.values import (
     CheckStep,
@@ -68,6 +68,7 @@ class DirectorySpool:
         self.features = features or Features()
         self._settings = settings
         self._place: Place | None = None
+        self._recovered: Place | None = None
         self._retired: list[Place] = []  # replaced or unmounted meanwhile, with messages still in flight
         self._scans = 0
 
@@ -136,11 +137,18 @@ class DirectorySpool:
 
     def recover(self) -> Iterator[Recovered]:
         """Take over what dead owners left. Before the first claim: it compares waiting names with their logs too."""
-        yield from recovery.recover(self.place)
+        place = self.place
+        yield from _reached(place, recovery.recover(place))
+        self._recovered = place
+
+    @property
+    def recovered(self) -> bool:
+        """Whether it is open and `recover` came to its end since; opened anew by anybody, it must be run again."""
+        return self._place is not None and self._place is self._recovered
 
     def orphans(self) -> Iterator[Recovered]:
         """The same for `.lck` files that the last scan saw and nobody holds (another process died while we live)."""
-        yield from recovery.orphans(self.place)
+        yield from _reached(self.place, recovery.orphans(self.place))
 
     def scan(self) -> Iterator[bytes]:
         """Names that wait and are due, streaming, unsorted, without a stat. Raises DirectoryUnavailable."""
@@ -184,6 +192,11 @@ class DirectorySpool:
     def discard_now(self, claim: Claim) -> None:
         """Unlink a wholly sent message whose outcome could not be logged. Still dispose of it with Delete."""
         disposal.discard_now(claim.opened.place, claim)
+
+    def before_commit(self, disposals: Sequence[Disposal]) -> None:
+        """A group is about to be committed: its outcomes survive a power cut from here on, whatever comes of it."""
+        for place in {d.claim.opened.place for d in disposals}:
+            disposal.before_commit(place)
 
     def dispose(self, disposals: Sequence[Disposal]) -> list[Disposed]:
         """Act on one group, after its commit. One answer a disposal, in order; closes all claims but pending ones.
@@ -272,3 +285,10 @@ class DirectorySpool:
             return checking.check(self.place)
         except DirectoryUnavailable as error:
             return checking.unreachable(error)
+
+
+def _reached(place: Place, recovered: Iterator[Recovered]) -> Iterator[Recovered]:
+    try:
+        yield from recovered
+    except OSError as error:
+        raise unavailable(place.settings.path, error) from None

@@ -46,6 +46,15 @@ def dispose(place: Place, disposals: Sequence[Disposal]) -> list[Disposed]:
         return _Group(place, disposals).run()
 
 
+def before_commit(place: Place) -> None:
+    """The outcomes that are about to be committed survive a power cut. EIO ends claims, and is never retried."""
+    try:
+        place.log.sync()
+    except OSError as error:
+        if error.errno == errno.EIO:
+            place.log.stop(_broken(place, error))  # others: nothing there to sync, or the outcome is not in the log
+
+
 def retry_pending(place: Place) -> list[Disposed]:
     """What could not be done before."""
     if not place.pending:

@@ -8,8 +8,9 @@ A record is its length, the CRC-32 of its body, and the body; zeros end a segmen
     O number, identity, file name, outcomes        outcome: the reply was read
     D numbers                                      the group was disposed of
 
-One write(2) a record, never synced: the database's commit covers power loss. Segments go oldest first, so a D never
-goes before its B; what keeps an old one is copied forward. Room for the outcomes of all that is begun is kept free.
+One write(2) a record. A group's outcomes are synced before it is committed, once for all of them, so that a power cut
+between the commit and the disposal repeats nothing. Segments go oldest first, so a D never goes before its B; what
+keeps an old one is copied forward. Room for the outcomes of all that is begun is kept free.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ class OutcomeLog:
         self._numbers = count(1)
         self._sequence = count()  # makes each record unlike any other, so that copies can be told
         self._open: dict[int, _Kept] = {}
+        self._unsynced: set[int] = set()  # segments with outcomes that a power cut would take
+        self._unnamed = False  # the newest segment's name isn't synced
         self._error: RelayError | None = None
         self._probe_at = 0.0
 
@@ -142,6 +145,24 @@ class OutcomeLog:
                     self._reserved -= kept.room if kept else 0
                 self._drop_segments()
 
+    def sync(self) -> None:
+        """What was appended so far survives a power cut. Beside appends: they don't wait for it. Raises OSError."""
+        with self._lock:
+            unsynced = [os.dup(fd) for number, fd in self._segments if number in self._unsynced]
+            unnamed = os.dup(self._mpu_fd) if unsynced and self._unnamed else -1
+            self._unsynced.clear()
+            self._unnamed = self._unnamed and unnamed < 0
+        try:
+            for fd in unsynced:
+                os.fdatasync(fd)
+            if unnamed >= 0:
+                sync_names(unnamed)
+        finally:
+            for fd in unsynced:
+                os.close(fd)
+            if unnamed >= 0:
+                os.close(unnamed)
+
     def _mark(self, kind: bytes, claim: Claim) -> bytes:
         opened = claim.opened
         identity = opened.identity
@@ -162,6 +183,7 @@ class OutcomeLog:
     def _append(self, body: bytes, number: int, *, room: int) -> None:
         with self._lock:
             self._write(body, room=max(0, room))
+            self._unsynced.add(self._segments[-1][0])
             kept = self._open.get(number)
             if kept is None:
                 kept = self._open[number] = _Kept(self._segments[-1][0])
@@ -220,12 +242,14 @@ class OutcomeLog:
         fd = self._create_segment(header, max(self._segment_octets, needed))
         self._segments.append((self._next_segment, fd))
         self._next_segment += 1
+        self._unnamed = True
         self._offset = FRAME.size + len(header)
         self._end = max(self._segment_octets, needed)
         for frame in frames:
             self._put(frame)
         for kept in copied:
             kept.first = self._segments[-1][0]
+            self._unsynced.add(kept.first)
         self._drop_segments()
 
     def _create_segment(self, header: bytes, size: int) -> int:
@@ -255,6 +279,7 @@ class OutcomeLog:
         needed = min((k.first for k in self._open.values()), default=self._next_segment)
         while self._segments and self._segments[0][0] < needed and (all_of_them or len(self._segments) > 1):
             number, fd = self._segments.popleft()
+            self._unsynced.discard(number)
             with suppress(OSError):
                 os.unlink(self._name(number), dir_fd=self._mpu_fd)
             os.close(fd)
@@ -271,3 +296,13 @@ class OutcomeLog:
             while self._segments:
                 os.close(self._segments.popleft()[1])
             self._offset = self._end = 0
+
+
+def sync_names(mpu_fd: int) -> None:
+    """The names in `.mpu/`, and that of `.mpu/` itself, survive a power cut. Raises OSError."""
+    os.fsync(mpu_fd)
+    root_fd = os.open(b"..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mpu_fd)
+    try:
+        os.fsync(root_fd)
+    finally:
+        os.close(root_fd)

@@ -20,6 +20,7 @@ from core.errors import MessageError, RelayError
 from core.spool import kernel, names
 from core.spool.claim import claim, close_both, known, leads_to, open_message, release, stat_at, take_lock
 from core.spool.dispose import sync_directory, write_reason
+from core.spool.log import sync_names
 from core.spool.logread import Logged, OwnerLog, read_logs
 from core.spool.move import first_free, move, parse_target, targets
 from core.spool.place import Place
@@ -49,6 +50,15 @@ def _locked_names(place: Place) -> Iterator[bytes]:
         name = locked.removesuffix(names.LOCK)
         if name != locked and place.matches(name):
             yield name
+
+
+def _sync(log: OwnerLog, mpu_fd: int) -> None:
+    """What we are about to act on must not be gone after a power cut."""
+    with suppress(OSError):
+        for fd in log.locks:
+            os.fdatasync(fd)
+        if log.claims:
+            sync_names(mpu_fd)
 
 
 def _lock_can_be_had(place: Place, name: bytes) -> bool:
@@ -120,6 +130,7 @@ class _Recovery:
         for log in fresh:
             if log.dead:
                 place.dead_logs[log.owner] = log
+                _sync(log, place.mpu_fd)
             else:
                 log.close()
 

@@ -21,7 +21,11 @@ class Status(StrEnum):
 
 
 class Disposer(Protocol):
-    """Does to files what was decided, after the commit; a spool. Called in the writer thread."""
+    """Does to files what was decided, after the commit; a spool. Called in the ledger's threads."""
+
+    def before_commit(self, disposals: Sequence[Any]) -> None:
+        """The group is about to be committed: make what is known of it last. At the same time as it is written."""
+        ...
 
     def dispose(self, disposals: Sequence[Any]) -> Sequence[Any]:
         """Carry out one group; one result for each disposal, in order. A result may be an exception.

@@ -5,7 +5,8 @@ transaction, commits (synchronous=FULL), hands the disposals to their disposers,
 groups grow with the load and an idle relay waits for nothing.
 
 Guarantees:
-- A file is disposed of only after the outcomes it stands for are committed.
+- A file is disposed of only after the outcomes it stands for are committed; and they are committed only after the
+  disposer made its own record of them last, so that a power cut in between repeats nothing.
 - No outcome is dropped. While the database is locked, full or broken the entries wait here and are tried again with
   back-off, without end; `health` says so meanwhile, so that no new message is claimed. It recovers by itself.
 - `write` has a transaction of its own; its errors go to the caller. While the database fails it fails at once.
@@ -22,7 +23,8 @@ import sqlite3
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -95,6 +97,8 @@ class Ledger:
         self._stopping = threading.Event()
         self.on_health: Callable[[Health], None] | None = None  # called in the writer thread at every change
         self._engine = writer_engine(path) if path is not None else None
+        self._securing = ThreadPoolExecutor(1, "mpu-ledger-sync")  # a sync takes as long as writing the rows
+        self._secured: Future[None] | None = None  # of the group at work
         self._thread = threading.Thread(target=self._run, name="mpu-ledger", daemon=True)
         self._thread.start()
 
@@ -149,6 +153,7 @@ class Ledger:
             self._stopping.set()
             self._queue.put(None)
         self._thread.join()
+        self._securing.shutdown()
         if self._engine is not None:
             self._engine.dispose()
         return self._health.waiting == 0
@@ -212,7 +217,8 @@ class Ledger:
         self._settle(group)
 
     def _settle(self, group: list[_Settlement]) -> None:
-        if self._engine is not None:
+        if self._engine is not None and group:
+            self._secured = self._securing.submit(_before_commit, [settlement.entry for settlement in group])
             group = self._commit_at_last(group)
         if group:
             answers = _dispose([settlement.entry for settlement in group])
@@ -255,9 +261,15 @@ class Ledger:
         try:
             with self._engine.begin() as connection:
                 record(connection, entries, now)
+                self._wait_secured()
         except UnicodeEncodeError:
             with self._engine.begin() as connection:
                 record(connection, entries, now, clean=True)
+                self._wait_secured()
+
+    def _wait_secured(self) -> None:
+        if self._secured is not None:
+            self._secured.result()
 
     def _refuse_jobs(self) -> None:
         """The database fails: who waits for a write is told at once, not when it works again."""
@@ -307,14 +319,27 @@ def _passes(error: Exception) -> bool:
     return isinstance(error, OSError | MemoryError | SQLAlchemyError)
 
 
-def _dispose(entries: Sequence[Entry]) -> list[object]:
-    """The result for each entry; each disposer gets all of its own at once."""
-    results: list[object] = [None] * len(entries)
+def _by_disposer(entries: Sequence[Entry]) -> Iterator[tuple[Disposer, list[int]]]:
+    """Each disposer with the places of its entries."""
     places: dict[int, tuple[Disposer, list[int]]] = {}
     for place, entry in enumerate(entries):
         if entry.disposer is not None and entry.disposal is not None:
             places.setdefault(id(entry.disposer), (entry.disposer, []))[1].append(place)
-    for disposer, own in places.values():
+    yield from places.values()
+
+
+def _before_commit(entries: Sequence[Entry]) -> None:
+    for disposer, own in _by_disposer(entries):
+        try:
+            disposer.before_commit([entries[place].disposal for place in own])
+        except Exception as error:  # noqa: BLE001 - the commit is the other record of them, and must not fail for it
+            _log.error("outcomes may be repeated after a power cut: %r", error)
+
+
+def _dispose(entries: Sequence[Entry]) -> list[object]:
+    """The result for each entry; each disposer gets all of its own at once."""
+    results: list[object] = [None] * len(entries)
+    for disposer, own in _by_disposer(entries):
         answers: Sequence[object]
         try:
             answers = disposer.dispose([entries[place].disposal for place in own])

@@ -74,6 +74,11 @@ class Recorder:
         return self.nodes[inode]
 
     def around(self, kind: str, do: Callable[[], Any], half: Callable[[], Any] | None, about: Sequence[Any]) -> Any:
+        if kind == "commit":  # it waits for an effect of another thread
+            result = do()
+            with self._lock:
+                self._commit(about)
+            return result
         with self._lock:
             before = getattr(self, f"_before_{kind}", lambda _: None)(about)
             result = do()
@@ -162,7 +167,7 @@ class Recorder:
     def _send(self, about: Sequence[Any], count: int, _: None) -> None:
         self.dots.sent(about[0], about[1][:count])
 
-    def _commit(self, about: Sequence[Any], _result: None, _: None) -> None:
+    def _commit(self, about: Sequence[Any]) -> None:
         self.commits += 1
         self.snapshot(self.commits)
         self.ops.append(Op("commit", about=about[0], offset=self.commits))

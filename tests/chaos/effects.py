@@ -44,7 +44,7 @@ def install(to: Observer) -> None:
 
 def _files(to: Observer) -> None:  # noqa: C901  # one hook after another, nothing branches
     write, pwrite, rename, link, unlink = os.write, os.pwrite, os.rename, os.link, os.unlink
-    fsync, mkdir, open_file, fallocate = os.fsync, os.mkdir, os.open, os.posix_fallocate
+    fsync, fdatasync, mkdir, open_file, fallocate = os.fsync, os.fdatasync, os.mkdir, os.open, os.posix_fallocate
     once = kernel._rename_once
 
     def hooked_open(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
@@ -106,6 +106,9 @@ def _files(to: Observer) -> None:  # noqa: C901  # one hook after another, nothi
     def hooked_fsync(fd: int) -> None:
         to.around("fsync", lambda: fsync(fd), None, (fd,))
 
+    def hooked_fdatasync(fd: int) -> None:
+        to.around("fsync", lambda: fdatasync(fd), None, (fd,))
+
     hooks: dict[str, Any] = {
         "open": hooked_open,
         "write": hooked_write,
@@ -116,6 +119,7 @@ def _files(to: Observer) -> None:  # noqa: C901  # one hook after another, nothi
         "unlink": hooked_unlink,
         "mkdir": hooked_mkdir,
         "fsync": hooked_fsync,
+        "fdatasync": hooked_fdatasync,
     }
     for name, hook in hooks.items():
         setattr(os, name, hook)
@@ -199,11 +203,10 @@ class Killer:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def around(self, kind: str, do: Callable[[], Any], half: Callable[[], Any] | None, about: Sequence[Any]) -> Any:
+        if kind == "commit":  # it waits for an effect of another thread
+            return self._around_commit(do, about)
         with self._lock:  # effects of other threads wait: the count is exact
-            self.count += 1
-            here = self.count == self.at
-            if here and self.mode == "before":
-                self._die(kind, about)
+            here = self._next(kind, about)
             if here and self.mode == "half" and half is not None:
                 done = half()
                 if kind == "send":
@@ -215,6 +218,22 @@ class Killer:
             if here or (self.stop_at == "dot" and self.dots.out):
                 self._die(kind, about)
             return result
+
+    def _next(self, kind: str, about: Sequence[Any]) -> bool:
+        self.count += 1
+        here = self.count == self.at
+        if here and self.mode == "before":
+            self._die(kind, about)
+        return here
+
+    def _around_commit(self, do: Callable[[], Any], about: Sequence[Any]) -> Any:
+        with self._lock:
+            here = self._next("commit", about)
+        result = do()
+        if here:
+            with self._lock:
+                self._die("commit", about)
+        return result
 
     def said(self, word: str, *about: Any) -> None:
         if word == "outcome":

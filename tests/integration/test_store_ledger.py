@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ class Files:
         self.committed: list[int] = []
         self.wrong: Exception | None = None
         self._path = path
+        self.secured: list[tuple[list[object], int]] = []  # groups, and how many rows were committed then
+
+    def before_commit(self, disposals: Sequence[object]) -> None:
+        count = rows(self._path, "SELECT count(*) FROM message")[0][0] if self._path is not None else 0
+        self.secured.append((list(disposals), count))
 
     def dispose(self, disposals: Sequence[object]) -> list[object]:
         self.groups.append(list(disposals))
@@ -115,6 +121,28 @@ async def test_files_are_disposed_of_after_the_commit_in_the_one_thread(ledger: 
         done += len(group)
         assert committed >= done
     assert files.threads == {"mpu-ledger"}
+
+
+async def test_a_group_is_committed_after_its_disposer_made_it_last(ledger: Ledger, path: Path) -> None:
+    class Slow(Files):
+        def before_commit(self, disposals: Sequence[object]) -> None:
+            time.sleep(0.02)  # the rows are written meanwhile, but not committed
+            super().before_commit(disposals)
+
+    files = Slow(path)
+    for number in range(3):
+        await ledger.settle(entry(f"{number}.eml", disposal=number, disposer=files))
+    assert files.secured == [([0], 0), ([1], 1), ([2], 2)]
+    assert files.committed == [1, 2, 3]
+
+
+async def test_outcomes_are_committed_even_if_their_disposer_cannot_make_them_last(ledger: Ledger, path: Path) -> None:
+    class Broken(Files):
+        def before_commit(self, disposals: Sequence[object]) -> None:
+            raise OSError("no such luck")
+
+    assert await ledger.settle(entry(disposal=1, disposer=Broken(path))) == "done 1"
+    assert rows(path, "SELECT count(*) FROM message") == [(1,)]
 
 
 async def test_disposals_go_to_their_own_disposers_and_errors_to_their_own_callers(ledger: Ledger) -> None:

@@ -13,13 +13,14 @@ from base64 import b64decode, b64encode
 from core.domain.account import AuthMethod
 from core.smtp.errors import ProtocolError
 
+MASK = "[redacted]"
 MAX_COMMAND_BYTES = 512  # RFC 4954 section 4: a longer initial response waits for the server's 334
 
 
 class Login:
     """One login: `command()` first, then `answer(challenge)` for each 334."""
 
-    __slots__ = ("_method", "_secret", "_steps", "_username")
+    __slots__ = ("_method", "_secret", "_steps", "_told", "_username")
 
     def __init__(self, method: AuthMethod, username: str, secret: str) -> None:
         """`secret` is the password, or the access token of XOAUTH2."""
@@ -27,6 +28,9 @@ class Login:
         self._username = username
         self._secret = secret
         self._steps = self._responses()
+        encoded = [b64encode(step).decode() for step in (*self._steps, secret.encode())]
+        # a short password in the clear may be any word: the blame is judged by the words
+        self._told = [text for text in (*encoded, secret if len(secret) >= 4 else "") if text]
 
     def _responses(self) -> list[bytes]:
         """The responses that don't depend on a challenge, in order."""
@@ -40,6 +44,12 @@ class Login:
                 return [user, secret]
             case _:
                 return []
+
+    def without_secret(self, text: str) -> str:
+        """The words of a server that repeats what it was told ("unknown command: ..."), without the secret in them."""
+        for told in self._told:
+            text = text.replace(told, MASK)
+        return text
 
     def command(self) -> bytes:
         """The AUTH command, with the initial response where the mechanism has one and it fits."""

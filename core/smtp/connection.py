@@ -63,10 +63,12 @@ class Connection(Link):
         return not self.reserved and self.protocol.waiting_for is None and self.protocol.in_flight == 0
 
     def ready(self, in_flight_max: int) -> bool:
-        """Whether one more message may be begun now."""
+        """Whether one more message may be begun now; `in_flight_max` 1: only when nothing is due from the server."""
         protocol = self.protocol
         if self.reserved or self.retiring or not protocol.may_begin or self._writable is not None:
             return False
+        if in_flight_max == 1:
+            return protocol.waiting_for is None
         return protocol.in_flight < in_flight_max if self._chunking else True
 
     @property

@@ -16,6 +16,7 @@ import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import NoReturn
 
 from core.domain.account import AuthMethod, Security
@@ -222,7 +223,7 @@ async def _log_in(connection: Connection, target: Target, sock: socket.socket) -
         detail = f"the server offers no {wanted} that can be used here (offered: {offered})"
         _refuse(connection, Phase.AUTH, "login_not_offered", detail)
     login = Login(method, target.username or "", await _secret(target, method))
-    with _ended(Phase.AUTH):
+    with _ended(Phase.AUTH, login.without_secret):
         reply = await connection.command(Command.AUTH, login.command())
         for _ in range(_MAX_CHALLENGES):
             if reply.code != 334:
@@ -232,6 +233,7 @@ async def _log_in(connection: Connection, target: Target, sock: socket.socket) -
             except ProtocolError as error:
                 raise ConnectFailed(Phase.AUTH, "protocol_error", str(error)) from error
             reply = await connection.command(Command.AUTH, line)
+    reply = replace(reply, lines=tuple(map(login.without_secret, reply.lines)))
     if reply.severity == 2:
         return
     if reply.severity == 3:
@@ -261,11 +263,11 @@ def _refuse(connection: Connection, phase: Phase, code: str, detail: str, reply:
 
 
 @contextlib.contextmanager
-def _ended(phase: Phase) -> Iterator[None]:
+def _ended(phase: Phase, shown: Callable[[str], str] = str) -> Iterator[None]:
     try:
         yield
     except ConversationEnded as ended:
-        raise ConnectFailed(phase, _CODE_OF_KIND.get(ended.kind, "closed"), ended.detail) from ended
+        raise ConnectFailed(phase, _CODE_OF_KIND.get(ended.kind, "closed"), shown(ended.detail)) from None
 
 
 @contextlib.contextmanager

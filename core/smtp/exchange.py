@@ -65,6 +65,7 @@ class Exchange:
         "accepted",
         "at_once",
         "began_at",
+        "behind",
         "chunked",
         "kept",
         "result",
@@ -73,11 +74,14 @@ class Exchange:
         "unanswered_rcpts",
     )
 
-    def __init__(self, transaction: Transaction, *, chunked: bool, at_once: bool, kept: bool) -> None:
+    def __init__(
+        self, transaction: Transaction, *, chunked: bool, at_once: bool, kept: bool, behind: bool = False
+    ) -> None:
         self.transaction = transaction
         self.chunked = chunked  # BDAT, not DATA
         self.at_once = at_once  # the content is written behind the envelope, before any reply
         self.kept = kept  # the connection has served before
+        self.behind = behind  # its envelope was written while replies to the one before were due
         self.began_at = 0.0  # the loop's time, set by the connection
         self.step = Step.ENVELOPE
         self.accepted = 0

@@ -198,6 +198,8 @@ class Pool:
         if connection not in self._connections:
             return
         self._connections.remove(connection)
+        if connection.protocol.alone_only:
+            self._in_flight_max = 1
         if connection.found_dead:
             for other in list(self._connections):
                 if other.idle and other.last_heard <= connection.last_heard:

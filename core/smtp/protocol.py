@@ -14,6 +14,8 @@ Rules
   In TLS (the 220 to STARTTLS is in, the handshake is not done) no octet may come: it could be injected (RFC 3207).
 - A transaction: see exchange.py. Without PIPELINING one command at a time. With it MAIL, RCPT and DATA go together, and
   the next envelope goes behind the final dot. With CHUNKING too, a small message goes whole, several in a row.
+- RFC 2920 section 3.1 allows the envelope behind the dot, but some servers (Haraka) answer it 503, against smuggling.
+  503 says nothing of the message: it counts as not tried, the connection is given up, `alone_only` is remembered.
 - Nothing is written behind a DATA whose reply is not known, and nothing but content behind a 354.
 - All recipients refused: DATA was refused too: RSET. DATA was answered 354: a lone dot, whose reply is ignored.
 - A chunked transaction that is not known to be over when the next begins is put to an end by RSET: if all its
@@ -65,6 +67,7 @@ class SmtpProtocol:
         self._open: deque[Exchange] = deque()  # begun and not settled; they settle in this order
         self._current: Exchange | None = None  # the one that still has something to write
         self._last: Exchange | None = None
+        self.alone_only = False  # the server refuses what comes behind a final dot
         self._clean = True  # the server surely has no transaction open when the next MAIL comes
         self._stuffer = DotStuffer()
 
@@ -299,7 +302,7 @@ class SmtpProtocol:
             raise RuntimeError("no transaction can begin now")
         if chunked and not self.chunks_many:
             raise RuntimeError("CHUNKING is not offered with PIPELINING")
-        exchange = Exchange(transaction, chunked=chunked, at_once=at_once, kept=kept)
+        exchange = Exchange(transaction, chunked=chunked, at_once=at_once, kept=kept, behind=bool(self._expected))
         if not self._clean:
             self._write(Command.RSET, b"RSET\r\n")
             self._clean = True
@@ -338,6 +341,10 @@ class SmtpProtocol:
         events.append(Settled(exchange))
 
     def _mail_answer(self, exchange: Exchange, reply: Reply, events: list[Event]) -> None:
+        if reply.code == 503 and exchange.behind and not exchange.at_once:
+            self.alone_only = True
+            events += self.lose(FailureKind.CLOSED, "the server takes no envelope behind a final dot (503)")
+            return
         exchange.result.mail_reply = reply
         pipelining = self.capabilities.pipelining
         if reply.severity != 2:

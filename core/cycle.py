@@ -182,7 +182,7 @@ class Cycle:
         async with self._recovering:
             try:
                 await asyncio.to_thread(self.spool.open)
-                if not self._recovered:
+                if not self._is_recovered:
                     async for recovered in _threaded(self.spool.recover(), self._scan_batch):
                         await self._recover(recovered, None)
                     self._recovered = True
@@ -193,19 +193,29 @@ class Cycle:
                 log.info("directory is back", directory=self.directory.name)
             self.unavailable = None
 
+    @property
+    def _is_recovered(self) -> bool:
+        """Since it was opened, whoever did that, and since it was lost."""
+        return self._recovered and self.spool.recovered
+
     async def _take_orphans(self, report: Report) -> None:
         """`.lck` files whose owner died while we live; and disposals that waited for room or a right."""
-        async for recovered in _threaded(self.spool.orphans(), self._scan_batch):
-            await self._recover(recovered, report)
+        async with self._recovering:
+            async for recovered in _threaded(self.spool.orphans(), self._scan_batch):
+                await self._recover(recovered, report)
         for disposed in await asyncio.to_thread(self.spool.retry_pending):
             if disposed.ok:
                 log.info("disposed of at last", directory=self.directory.name, file=disposed.file_name)
 
     async def _recover(self, recovered: Recovered, report: Report | None) -> None:
+        name = recovered.claim.file_name
         try:
             delivered = await self._deliverer.settle_recovered(self.spool, self.directory, recovered)
-        except MessageError as error:
-            self._problem(recovered.claim.file_name, error)
+        except (StorageFull, StorageBroken) as error:
+            self._storage(error)
+            return
+        except Exception:  # it stays claimed, with its log; nothing that one file does may stop the others
+            log.exception("recovery failed", directory=self.directory.name, file=name, remedy="report this as a fault")
             return
         if report is not None:
             report.add(delivered)
@@ -265,14 +275,23 @@ class Cycle:
 
     def offer(self, name: bytes, *, event_seen: bool = True) -> None:
         """A file was closed or moved here, or is due: deliver it at once."""
-        if self._stopping or not self._recovered or name in self._working or not self.spool.matches(name):
+        if self._stopping or name in self._working:
             return
-        if self._block() is not None:
+        if not self._is_recovered:
+            self.wake()
+            return
+        if not self._matches(name) or self._block() is not None:
             return  # a resume or the next run finds it
         if len(self._working) < self._look_ahead:
             self._start(name, event_seen=event_seen)
         elif len(self._offered) < OFFERED_MAX:  # else the next run finds it
             self._offered.setdefault(name, event_seen)
+
+    def _matches(self, name: bytes) -> bool:
+        try:
+            return self.spool.matches(name)
+        except DirectoryUnavailable:  # just now; the next run says so
+            return False
 
     def _start_offered(self) -> None:
         """A slot is free: the next name that was offered, first come, first served."""

@@ -10,6 +10,7 @@ the file released, put back, held, in badmail or deleted.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -256,7 +257,8 @@ class Delivery:
 
         prepared = read() if opened.size <= READ_INLINE_BYTES else await asyncio.to_thread(read)
         if prepared.dot_proof is not None:
-            spool.set_proven(prepared.dot_proof)
+            with contextlib.suppress(StorageFull):  # the next such file proves it again
+                spool.set_proven(prepared.dot_proof)
         return prepared
 
     async def _attempts(self, work: _Work) -> None:
@@ -571,30 +573,66 @@ class Delivery:
             spool.put_back_now(claim)
             log.info("recovered: put back", message=claim.identity.id, directory=directory.name)
             return Delivered(claim.identity, None, arrived_at=claim.arrived_at)
-        work = _Work(spool, directory, claim.opened, await self._prepare_recovered(spool, directory, claim), claim)
+        try:
+            prepared = await self._prepare(spool, directory, claim.opened)
+        except Exception as error:  # noqa: BLE001 - whatever it is, what the log tells must not be forgotten
+            return await self._keep_recovered(spool, directory, recovered, error)
+        work = _Work(spool, directory, claim.opened, prepared, claim)
         for outcome in recovered.outcomes:
             work.outcomes[outcome.recipient] = outcome
         names = [r.mailbox for r in work.open_recipients()] if recovered.restarted else list(recovered.unknown)
-        text = "the service ended before the server's reply was read"
         for name in names:
-            work.outcomes.setdefault(name, RecipientOutcome(name, Outcome.UNKNOWN, Phase.DOT, None, text=text))
+            work.outcomes.setdefault(name, _unread(name))
         unknown = tuple(o for o in work.outcomes.values() if o.outcome is Outcome.UNKNOWN)
         if unknown:
             now = self._clock.now()
             work.attempts.append(Attempt("", "", None, now, now, unknown, possible_duplicate=True))
         return await self._settle(work)
 
-    async def _prepare_recovered(self, spool: DirectorySpool, directory: Directory, claim: Claim) -> Prepared:
-        try:
-            return await self._prepare(spool, directory, claim.opened)
-        except BaseException:
-            spool.put_back_now(claim)
-            raise
+    async def _keep_recovered(
+        self, spool: DirectorySpool, directory: Directory, recovered: Recovered, error: Exception
+    ) -> Delivered:
+        """It can't be read any more, or not be sent as it is: back, with a sidecar of what its log tells."""
+        claim, now = recovered.claim, self._clock.now()
+        outcomes = {outcome.recipient: outcome for outcome in recovered.outcomes}
+        for name in recovered.unknown:
+            outcomes.setdefault(name, _unread(name))
+        told = tuple(outcomes.values())
+        others = ""  # whoever else it is for
+        if recovered.restarted and not isinstance(error, MessageRejected):
+            outcomes[others] = _unread(others)
+        everybody = [*(name for name in outcomes if name != others), others]
+        settled = settle(directory, claim.sidecar, everybody, outcomes, now=now, chance=self._chance())
+        log.warning("recovered: put back", message=claim.identity.id, directory=directory.name, reason=str(error))
+        await self._ledger.settle(
+            Entry(
+                message_id=claim.identity.id,
+                directory=directory.name,
+                sender="",
+                size_bytes=claim.size,
+                arrived_at=claim.arrived_at,
+                status=Status(settled.status.value),
+                finished=settled.finished,
+                outcomes=told,
+                reason=settled.reason,
+                attempts_counted=settled.sidecar.attempts if settled.sidecar else 0,
+                possible_duplicate=bool(settled.sidecar and settled.sidecar.possible_duplicate),
+                disposal=_disposal(claim, settled),
+                disposer=spool,
+            )
+        )
+        due_at = settled.sidecar.due_at if settled.sidecar else None
+        return Delivered(claim.identity, settled.status, told, due_at=due_at)
 
     def message_id(self, directory: Directory, identity: MessageIdentity) -> str:
         """The Message-ID that is added where there is none: the same on each attempt (writers.md)."""
         digest = hashlib.sha256(f"{directory.name}\0{identity.local_id}".encode()).hexdigest()[:40]
         return f"<{digest}@{self._host_name}>"
+
+
+def _unread(name: str) -> RecipientOutcome:
+    text = "the service ended before the server's reply was read"
+    return RecipientOutcome(name, Outcome.UNKNOWN, Phase.DOT, None, text=text)
 
 
 def block_of(route: Route) -> Refusal:

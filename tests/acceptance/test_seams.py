@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from core.delivery import Delivery
 from core.domain.account import Directory
 from core.errors import StorageFull
+from core.spool import recover
 from core.spool.body import FileContent
 from core.spool.log import OutcomeLog
 from tests.support.clock import ManualClock
 from tests.support.relay import SIMPLE, Bench, account, add_account, add_directory, mail, running, until
 from tests.support.smtp_server import Hang, Script, SmtpServer
+from tests.support.spool import claim, sent, spool_at
 
 FULL = StorageFull("the outcome log can't grow: No space left on device")
 
 
 def pickup_at(root: Path, **settings: Any) -> Directory:
     return Directory("pickup", str(root / "spool" / "pickup"), ("main",), **{"watch": False, **settings})
+
+
+def dead_owners(path: Path, data: bytes, *accepted: str, locked: bool) -> None:
+    """A mail whose owner died after these recipients were accepted; not `locked`: its rename did not reach the disk."""
+    spool = spool_at(path, name="pickup")
+    (path / "a.eml").write_bytes(data)
+    taken = claim(spool, b"a.eml")
+    taken.begin(accepted)
+    taken.outcome(sent(*accepted))
+    spool.close()
+    if not locked:
+        os.rename(path / "a.eml.lck", path / "a.eml")
 
 
 # --- in the middle of a message --------------------------------------------------------------------------------------
@@ -163,3 +180,87 @@ async def test_a_database_that_is_locked_for_a_while_delays_mail_and_repeats_non
         other.close()
         await until(lambda: bench.names() == [], "delivery")
         assert len(server.messages) == 2
+
+
+# --- recovery --------------------------------------------------------------------------------------------------------
+
+
+async def test_one_mail_that_cannot_be_recovered_stalls_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = Delivery.settle_recovered
+
+    async def fails_for_a(self: Delivery, spool: Any, directory: Any, recovered: Any) -> Any:
+        if recovered.claim.file_name == b"a.eml":
+            raise ValueError("a defect")
+        return await settle(self, spool, directory, recovered)
+
+    monkeypatch.setattr(Delivery, "settle_recovered", fails_for_a)
+    path = tmp_path / "spool" / "pickup"
+    path.mkdir(parents=True)
+    for name in ("a.eml.lck", "b.eml.lck", "c.eml.lck"):
+        (path / name).write_bytes(SIMPLE)
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        await until(lambda: bench.names() == ["a.eml.lck"], "the others' delivery")
+        assert len(server.messages) == 2
+
+
+async def test_a_directory_that_cannot_be_read_at_the_start_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SmtpServer() as server:
+        pickups = [replace(pickup_at(tmp_path), name=n, path=str(tmp_path / "spool" / n)) for n in ("bad", "good")]
+        async with running(tmp_path, [account(server)], pickups=pickups):
+            pass
+        (tmp_path / "spool" / "good" / "a.eml").write_bytes(SIMPLE)
+        names = recover._locked_names
+
+        def fails_for_bad(place: Any) -> Any:
+            if place.settings.name == "bad":
+                raise OSError(5, "Input/output error")
+            return names(place)
+
+        monkeypatch.setattr(recover, "_locked_names", fails_for_bad)
+        async with running(tmp_path, pickups=[]) as bench:
+            await until(lambda: server.messages, "delivery")
+            assert bench.relay.inlets.get("bad").cycle.unavailable is not None
+
+
+async def test_a_directory_that_was_replaced_is_recovered_before_anything_is_sent(tmp_path: Path) -> None:
+    dead_owners(tmp_path / "other", SIMPLE, "jo@example.org", locked=False)
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        path = bench.paths["pickup"]
+        os.rename(path, tmp_path / "before")
+        os.rename(tmp_path / "other", path)
+        await bench.get("/queue")  # opens it too
+        await bench.drain()
+        assert (server.messages, bench.names()) == ([], [])
+
+
+async def test_who_was_accepted_is_remembered_though_the_recovered_mail_may_not_be_sent_any_more(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "spool" / "pickup"
+    path.parent.mkdir(parents=True)
+    dead_owners(path, mail(1, to="r0@b.example, r1@b.example"), "r0@b.example", locked=True)
+    async with SmtpServer() as server:
+        async with running(tmp_path, [account(server)], pickups=[pickup_at(tmp_path, max_recipients=1)]) as bench:
+            await bench.drain()
+            assert bench.names() == ["badmail"]
+            await add_directory(bench.relay, pickup_at(tmp_path))
+            (queued,) = (await bench.get("/queue/messages"))["items"]
+            answer = await bench.http.post(f"/queue/messages/{queued['id']}/retry")
+            assert answer.status_code == 200, answer.text
+            await bench.drain()
+            await until(lambda: bench.names() == ["badmail"], "delivery")
+            assert [taken.to for taken in server.messages] == [["r1@b.example"]]
+
+
+# --- what wakes it ---------------------------------------------------------------------------------------------------
+
+
+async def test_an_event_of_a_directory_that_is_gone_harms_nobody(tmp_path: Path) -> None:
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        os.rename(bench.paths["pickup"], tmp_path / "before")
+        await bench.get("/queue")
+        bench.relay.inlets.on_name("pickup", b"a.eml")

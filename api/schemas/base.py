@@ -107,6 +107,8 @@ def page_out(page: Page[V], show: Callable[[V], T]) -> dict[str, Any]:
 def _printable(text: str) -> str:
     if any(char < " " or char == "\x7f" for char in text):
         raise ValueError("must not hold control characters")
+    if any("\ud800" <= char <= "\udfff" for char in text):  # JSON can escape them, UTF-8 can't carry them
+        raise ValueError("must not hold halves of surrogate pairs")
     return text
 
 

@@ -56,8 +56,9 @@ def path_rules(path: str, settings: Settings) -> list[FieldError]:
     if not any(_within(path, root) for root in roots):
         detail = f"lies under none of the pickup roots {', '.join(roots)} (MPU_PICKUP_ROOTS)"
         return [FieldError("/path", "outside_roots", detail)]
-    if _within(os.path.realpath(settings.data_dir), path):
-        return [FieldError("/path", "data_directory", "is or contains MPU's data directory")]
+    data_dir = os.path.realpath(settings.data_dir)
+    if _within(data_dir, path) or (_within(path, data_dir) and not settings.demo):  # the demo has all in one folder
+        return [FieldError("/path", "data_directory", "is, contains or lies in MPU's data directory")]
     if not os.path.exists(path):
         return [FieldError("/path", "not_found", "there is no such directory")]
     if not os.path.isdir(path):

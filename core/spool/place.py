@@ -138,19 +138,37 @@ def unavailable(path: str, error: OSError) -> DirectoryUnavailable:
     if isinstance(error, FileNotFoundError):
         return DirectoryUnavailable(f"{path} does not exist", remedy="make the directory or mount its file system")
     if isinstance(error, NotADirectoryError):
-        return DirectoryUnavailable(f"{path} is not a directory", remedy="give the path of a directory")
+        what = "a link, which is not followed" if os.path.islink(path) else "not a directory"
+        return DirectoryUnavailable(f"{path} is {what}", remedy="give the path of a directory")
     remedy = ""
     if error.errno in kernel.NO_RIGHT:
         remedy = "give the service's group rwx on it (setgid and a default ACL keep that so)"
     return DirectoryUnavailable(f"{path}: {error.strerror}", remedy=remedy)
 
 
+def _stayed(path: str, fd: int) -> None:
+    """The path was free of links when it was saved; one laid in it since must not lead us elsewhere.
+
+    Raises DirectoryUnavailable.
+    """
+    try:
+        found = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:  # no /proc; the last name at least was not followed
+        return
+    if found != os.path.abspath(path):
+        raise DirectoryUnavailable(
+            f"{path} leads to {found} now, through a link that was not there when it was saved",
+            remedy="remove the link, or save the directory with the path that is meant",
+        )
+
+
 def open_place(settings: Directory, *, clock: Clock, features: kernel.Features) -> Place:
     """Open a directory and make `.mpu/`. Raises DirectoryUnavailable, StorageFull, StorageBroken."""
     opened: list[int] = []
     try:
-        root_fd = os.open(settings.path, _DIRECTORY)
+        root_fd = os.open(settings.path, _DIRECTORY | os.O_NOFOLLOW)
         opened.append(root_fd)
+        _stayed(settings.path, root_fd)
         found = os.fstat(root_fd)
         work_fd, prefix = root_fd, b""
         if settings.format is MessageFormat.MAILDIR:

@@ -180,9 +180,11 @@ async def test_the_data_directory_is_never_one(client: httpx.AsyncClient, relay:
         "/path": "data_directory"
     }
     assert pointers(await client.post("/directories", json=body(tmp_path, name="x"))) == {"/path": "data_directory"}
-    (relay.settings.data_dir / "pickup").mkdir()  # as `make run` does
-    inside = await client.post("/directories", json=body(relay.settings.data_dir / "pickup", name="x"))
-    assert inside.status_code == 201
+    inside = relay.settings.data_dir / "pickup"
+    inside.mkdir()
+    assert pointers(await client.post("/directories", json=body(inside, name="x"))) == {"/path": "data_directory"}
+    relay.directories._settings = wider.model_copy(update={"demo": True})  # `make run` has all in one folder
+    assert (await client.post("/directories", json=body(inside, name="x"))).status_code == 201
 
 
 async def test_without_roots_the_setting_is_named(client: httpx.AsyncClient, relay: FakeRelay, roots: Path) -> None:

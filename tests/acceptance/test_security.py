@@ -1,0 +1,907 @@
+"""The security list, promise by promise; each is a test or more that could fail. `PROMISES` says which.
+
+What docs/security.md says is protected, and the floors under it. Real sockets, files and processes, but where a thing
+can only be read (Dockerfile, unit, lock).
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import base64
+import configparser
+import hmac
+import io
+import json
+import os
+import re
+import socket
+import sqlite3
+import stat
+import tomllib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+
+from api.app import create_app
+from core.domain.account import AuthMethod
+from core.domain.address import AddressError, parse_mailbox
+from core.logs import configure_logs
+from core.settings import Settings
+from core.store import keys
+from core.store.secrets import KEY_FILE
+from core.store.store import DATABASE_FILE
+from tests.support.command import mpu
+from tests.support.relay import SIMPLE, account, mail, running
+from tests.support.service import service
+from tests.support.smtp_server import Close, Raw, SmtpServer, certificate
+
+ROOT = Path(__file__).parents[2]
+PLANTED = "pl4nted-S3cret-9f2c-Zq"
+
+PROMISES = {
+    "Address grammar is an allow-list at the boundary": ["address_grammar", "no_address_reaches_the_wire"],
+    "Every route needs a key but those http.md names": ["every_route_needs_a_key"],
+    "Keys: 256 random bits, SHA-256 stored, compared in constant time, scopes read, operate, admin": [
+        "keys_have_256_random_bits",
+        "keys_are_compared_in_constant_time",
+        "scopes_are_kept_apart",
+    ],
+    "No password in any answer, error or log": [
+        "no_password_anywhere",
+        "no_password_in_the_traceback",
+        "a_server_that_repeats_the_login",
+    ],
+    "a changed host or port asks for the password again": ["a_changed_host_or_port", "an_unsaved_account"],
+    "Pickup paths only under configured roots, resolved; never the data directory": [
+        "pickup_paths_lie_under_a_root",
+        "without_roots",
+        "a_pickup_directory_that_was_swapped",
+    ],
+    "Files opened relative to the directory, O_NOFOLLOW, fstat regular": [
+        "what_is_no_regular_file",
+        "every_file_is_opened_relative_and_without_following_links",
+    ],
+    "SMTP and webhook targets: ports by allow-list, no link-local or metadata addresses, no redirects": [
+        "ports_by_allow_list",
+        "link_local_and_metadata_addresses",
+        "what_a_name_resolves_to",
+        "nothing_follows_redirects",
+    ],
+    "Request bodies capped": ["request_bodies_are_capped"],
+    "MultiFernet with a 0600 key file, rotation that survives a kill": [
+        "files_of_the_data_directory_are_closed",
+        "a_rotation_that_was_killed",
+        "no_rotation_under_a_running_service",
+    ],
+    "No pickled job store": ["no_pickle"],
+    "Container: own user, read-only root, no capabilities": ["the_container", "the_unit"],
+    "Floors: starlette 1.0.1, h11 0.16, aiosmtpd 1.4.6, cryptography current": ["floors_of_the_lock"],
+    "bandit in lint": ["bandit_is_part_of_lint"],
+}
+
+
+@pytest.mark.parametrize("promise", PROMISES)
+def test_every_promise_has_its_tests(promise: str) -> None:
+    there = [name for name in globals() if name.startswith("test_")]
+    for part in PROMISES[promise]:
+        assert [name for name in there if part in name], part
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """All that is logged, down to debug, as JSON."""
+    out = io.StringIO()
+    import logging
+
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    configure_logs(log_format="json", log_level="debug", stream=out)
+    yield out
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "d@e.f>\r\nRCPT TO:<x@y>",
+    "a@b\r\n X: y",
+    "d@e.f> SIZE=1",
+    "d@e.f\x00",
+    "@h1:d@e.f",
+    '"a\r\nb"@e.f',
+    "a@b@c",
+    "a@",
+    "@b",
+    "postmaster",
+    "d@[127.0.0.1]",
+    "x" * 65 + "@y.z",
+    "a@" + "b" * 256,
+    "alice@x)bob@y",
+    "<d@e.f>",
+    "d@e.f NOTIFY=NEVER",
+    "d@e.f\tX",
+]
+
+
+@pytest.mark.parametrize("address", HOSTILE)
+def test_address_grammar_is_an_allow_list(address: str) -> None:
+    with pytest.raises(AddressError):
+        parse_mailbox(address)
+
+
+@pytest.mark.parametrize("field", ["X-Receiver", "X-Sender", "To"])
+async def test_no_address_reaches_the_wire_but_as_one(tmp_path: Path, field: str) -> None:
+    """Every hostile one in a file of its own: no command of the conversation is anything but what we say."""
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        for number, address in enumerate(HOSTILE):
+            others = {"X-Sender": "shop@example.com", "X-Receiver": "jo@example.org"}
+            fields = {**others, field: address} if field != "To" else {"From": "shop@example.com", "To": address}
+            text = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+            bench.drop(f"{number}.eml", text.encode() + b"Subject: x\r\n\r\nHello\r\n")
+        await bench.drain()
+        said = [line for session in server.sessions for line in session.commands]
+        paths = re.compile(r"(MAIL FROM|RCPT TO):<[^<>\s\x00]*>( [A-Z0-9]+(=[A-Za-z0-9;.@+-]+)?)*")
+        for line in said:
+            assert line.split(" ")[0] in ("EHLO", "MAIL", "RCPT", "DATA", "RSET", "QUIT", "NOOP"), line
+            if line.startswith(("MAIL", "RCPT")):
+                assert paths.fullmatch(line), line
+        assert {"x@y", "x@y.z"}.isdisjoint(to for message in server.messages for to in message.to)
+        for body, where in (({"to": HOSTILE[0]}, "/accounts/main/test-message"),):
+            assert (await bench.http.post(where, json=body)).status_code == 422
+        changed = {"from_address": HOSTILE[0], "from_policy": "replace"}
+        assert (await bench.http.patch("/accounts/main", json=changed)).status_code == 422
+
+
+# --- who may call -----------------------------------------------------------------------------------------------------
+
+OPEN = {"/docs", "/docs/{file}", "/openapi.json", "/health/live", "/health/ready"}  # http.md
+
+
+async def test_every_route_needs_a_key_but_the_named_ones(tmp_path: Path) -> None:
+    from fastapi.routing import iter_route_contexts
+
+    async with running(tmp_path) as bench:
+        app = create_app(bench.settings, bench.relay)
+        transport = httpx.ASGITransport(app=app)
+        seen = set()
+        for header in ({}, {"Authorization": "Bearer mpu_" + "x" * 43}, {"Authorization": "Basic YTpi"}):
+            async with httpx.AsyncClient(transport=transport, base_url="http://relay", headers=header) as nobody:
+                for context in iter_route_contexts(app.routes):
+                    assert context.path is not None
+                    for method in context.methods or ():
+                        answer = await nobody.request(method, re.sub(r"\{\w+\}", "1", context.path))
+                        seen.add(context.path)
+                        assert (answer.status_code != 401) == (context.path in OPEN), (method, context.path)
+        assert len(seen) > 40
+
+
+async def test_keys_have_256_random_bits_and_only_their_sha256_is_stored(tmp_path: Path) -> None:
+    import hashlib
+
+    async with running(tmp_path) as bench:
+        made = [
+            (await bench.http.post("/keys", json={"name": f"k{n}", "scopes": ["read"]})).json()["key"] for n in range(9)
+        ]
+        for key in made:
+            bits = base64.urlsafe_b64decode(key.removeprefix(keys.PREFIX) + "=")
+            assert len(bits) == 32
+        assert len({key[4:8] for key in made}) > 7  # nothing of it is fixed
+        listed = (await bench.http.get("/keys")).text
+        assert all(key not in listed for key in made)
+    content = b"".join(path.read_bytes() for path in (tmp_path / "data").iterdir())
+    for key in made:
+        assert hashlib.sha256(key.encode()).hexdigest().encode() in content
+        assert key.encode() not in content
+        assert key[len(keys.PREFIX) + 9 :].encode() not in content
+
+
+async def test_keys_are_compared_in_constant_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = []
+
+    def compare(one: Any, other: Any) -> bool:
+        compared.append(one)
+        return hmac.compare_digest(one, other)
+
+    async with running(tmp_path) as bench:
+        monkeypatch.setattr("core.store.keys.hmac", type("Spy", (), {"compare_digest": staticmethod(compare)}))
+        assert (await bench.http.get("/queue")).status_code == 200
+    assert len(compared) == 1
+
+
+async def test_scopes_are_kept_apart(tmp_path: Path) -> None:
+    calls = {
+        "read": ("GET", "/queue"),
+        "operate": ("POST", "/drain"),
+        "admin": ("GET", "/audit"),
+        "submit": ("POST", "/messages?directory=none"),
+    }
+    allowed = {
+        "read": {"read"},
+        "operate": {"read", "operate", "submit"},
+        "admin": {"read", "operate", "admin", "submit"},
+        "submit": {"submit"},
+    }
+    async with running(tmp_path) as bench:
+        for scope, may in allowed.items():
+            key = (await bench.http.post("/keys", json={"name": scope, "scopes": [scope]})).json()["key"]
+            header = {"Authorization": f"Bearer {key}"}
+            for what, (method, path) in calls.items():
+                answer = await bench.http.request(method, path, headers=header)
+                assert (answer.status_code == 403) == (what not in may), (scope, what, answer.text)
+
+
+# --- passwords --------------------------------------------------------------------------------------------------------
+
+FORMS = [
+    PLANTED,
+    base64.b64encode(PLANTED.encode()).decode(),
+    base64.b64encode(f"\0u\0{PLANTED}".encode()).decode(),
+    PLANTED.encode().hex(),
+]
+
+
+def leaks(text: str | bytes) -> list[str]:
+    octets = text.encode() if isinstance(text, str) else text
+    return [form for form in FORMS if form.encode() in octets]
+
+
+def test_leaks_would_be_found() -> None:
+    assert leaks(f"x {PLANTED} y") == [PLANTED]
+    assert leaks(f"AUTH PLAIN {FORMS[2]}")
+
+
+@asynccontextmanager
+async def servers() -> AsyncIterator[dict[str, dict[str, Any]]]:
+    """Accounts with the planted password at servers that do what makes programs talk."""
+    _, context = certificate()
+    plain: dict[str, Any] = {"mechanisms": ["PLAIN"], "credentials": {"u": "another"}}
+    async with (
+        SmtpServer(**plain) as refuses,
+        SmtpServer(**{**plain, "mechanisms": ["LOGIN"]}) as login,
+        SmtpServer(**{**plain, "mechanisms": ["CRAM-MD5"]}) as cram,
+        SmtpServer(**plain) as repeats,
+        SmtpServer(**plain) as garbles,
+        SmtpServer(**plain) as closes,
+        SmtpServer(**plain, context=context) as untrusted,
+        SmtpServer(**{**plain, "credentials": {"u": PLANTED}}) as takes,
+    ):
+        repeats.script.auth = lambda _session, argument: f"535 5.7.8 no {PLANTED}: AUTH {argument}"
+        garbles.script.auth = lambda _session, argument: Raw(f"AUTH {argument}\r\n".encode())
+        closes.script.auth = Close("421 4.3.0 not now")
+        named = {
+            "refuses": refuses,
+            "login": login,
+            "cram": cram,
+            "repeats": repeats,
+            "garbles": garbles,
+            "closes": closes,
+            "untrusted": untrusted,
+            "takes": takes,
+        }
+        yield {
+            name: {
+                "host": "127.0.0.1",
+                "port": server.port,
+                "security": "starttls" if name == "untrusted" else "none",
+                "username": "u",
+                "password": PLANTED,
+            }
+            for name, server in named.items()
+        }
+
+
+WRONG_BODIES: list[dict[str, Any]] = [
+    {"host": "h", "password": PLANTED, "port": "x"},
+    {"host": "h", "password": PLANTED, "port": 99999},
+    {"host": "h", "password": [PLANTED]},
+    {"host": "h", "password": {"a": PLANTED}},
+    {"host": "h", "password": PLANTED * 1000},
+    {"host": "h", "password": PLANTED + "\x00"},
+    {"host": "h", "password": PLANTED + "\ud800"},
+    {"host": "169.254.169.254", "password": PLANTED},
+    {"host": "h", "password": PLANTED, PLANTED[:3]: 1},
+]
+
+
+async def test_no_password_anywhere(tmp_path: Path) -> None:
+    """A service at debug level, every account failing its way; then all it said, wrote and answered is searched."""
+    answers: list[httpx.Response] = []
+    data = tmp_path / "data"
+    (tmp_path / "spool").mkdir()
+
+    def starting() -> Any:
+        return service(data, tmp_path / "spool", MPU_ALLOWED_SMTP_PORTS="0", MPU_LOG_LEVEL="debug")
+
+    async with servers() as accounts:
+        running_service = starting()
+        one = await asyncio.to_thread(running_service.__enter__)
+        try:
+            async with httpx.AsyncClient(base_url=one.http.base_url, headers=one.http.headers, timeout=60) as http:
+                await _tell_it_the_password(http, accounts, answers, tmp_path)
+                await _ask_for_everything(http, answers)
+            files = {path: path.read_bytes() for path in data.rglob("*") if path.is_file()}
+            assert f"{DATABASE_FILE}-wal" in {path.name for path in files}, "the WAL must have been looked at"
+            assert await asyncio.to_thread(mpu, "backup", tmp_path / "copy", "--data-dir", data) == 0
+        finally:
+            await asyncio.to_thread(running_service.__exit__, None, None, None)
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            files[path] = path.read_bytes()
+    log = (tmp_path / "data.log").read_text()
+    assert len(log.splitlines()) > 20
+    assert '"login_refused' in log or "login_refused" in log
+    sealed = [path.name for path, octets in files.items() if b"gAAAAA" in octets]
+    assert DATABASE_FILE in sealed or f"{DATABASE_FILE}-wal" in sealed, "it would have been found there"
+    assert {str(path): found for path, octets in files.items() if (found := leaks(octets))} == {}
+    assert len(answers) > 80
+    for answer in answers:
+        assert not leaks(answer.content), (answer.request.method, str(answer.request.url), answer.text[:500])
+        assert not leaks(str(answer.headers))
+
+
+async def _tell_it_the_password(
+    http: httpx.AsyncClient, accounts: dict[str, dict[str, Any]], answers: list[httpx.Response], root: Path
+) -> None:
+    for name, body in accounts.items():
+        answers.append(await http.put(f"/accounts/{name}", json=body))
+        assert answers[-1].status_code == 201, answers[-1].text
+        answers.append(await http.put(f"/accounts/{name}?check=true", json=body))
+        assert (answers[-1].status_code == 200) == (name == "takes"), (name, answers[-1].text)
+        answers.append(await http.post("/accounts/check", json=body))
+        assert answers[-1].json()["ok"] == (name == "takes"), answers[-1].text
+        answers.append(await http.post(f"/accounts/{name}/check"))
+        answers.append(await http.post(f"/accounts/{name}/test-message", json={"to": "jo@example.org"}))
+        path = root / "spool" / name
+        path.mkdir()
+        answers.append(await http.put(f"/directories/{name}", json={"path": str(path), "accounts": [name]}))
+        (path / "a.eml").write_bytes(SIMPLE)
+    for body in WRONG_BODIES:
+        for method, where in (("PUT", "/accounts/wrong"), ("POST", "/accounts"), ("PATCH", "/accounts/takes")):
+            answer = await http.request(method, where, content=json.dumps(body))
+            answers.append(answer)
+            assert answer.status_code in (400, 422), (str(body)[:200], method, answer.text)
+    for raw in (f'{{"password": "{PLANTED}"', f'"{PLANTED}"', f'[{{"password": "{PLANTED}"}}]'):
+        answers.append(await http.post("/accounts", content=raw))
+        assert answers[-1].status_code in (400, 422), answers[-1].text
+    answers.append(await http.post("/drain", json={"timeout_seconds": 20}))
+    answers.append(await http.patch("/accounts/takes", json={"password": PLANTED + "x"}))
+    answers.append(await http.patch("/accounts/takes", json={"password": PLANTED}))
+    answers.append(await http.delete("/directories/cram"))
+    answers.append(await http.delete("/accounts/cram"))
+
+
+async def _ask_for_everything(http: httpx.AsyncClient, answers: list[httpx.Response]) -> None:
+    document = (await http.get("/openapi.json")).json()
+    for path, methods in document["paths"].items():
+        if "get" in methods:
+            for name in ("refuses", "takes"):
+                answers.append(await http.get(path.replace("{name}", name)))
+    for path in ("/queue/messages", "/history", "/audit", "/accounts", "/alerts", "/queue/reasons"):
+        answers.append(await http.get(path, params={} if path in ("/alerts", "/queue/reasons") else {"limit": 500}))
+        assert answers[-1].status_code == 200
+        for item in answers[-1].json()["items"][:20]:
+            if path == "/queue/messages":
+                answers.append(await http.get(f"/messages/{item['id']}"))
+    assert "password" in (await http.get("/audit", params={"limit": 500})).text  # masked
+
+
+async def test_a_server_that_repeats_the_login_gives_nothing_away(tmp_path: Path, log: io.StringIO) -> None:
+    """What a server answers is shown to people and kept: without the password, in the clear or in base64."""
+    async with SmtpServer(mechanisms=["PLAIN"]) as server:
+        server.script.auth = lambda _session, argument: f"535 5.7.8 no {PLANTED}: AUTH {argument}"
+        value = account(server, auth=AuthMethod.AUTO, username="u", password=PLANTED)
+        async with running(tmp_path, [value]) as bench:
+            bench.drop("a.eml", SIMPLE)
+            await bench.drain()
+            said = [await bench.get(path) for path in ("/accounts/main", "/alerts", "/queue/reasons", "/health")]
+            assert said[0]["pause"]["code"] == "login_refused"
+            said.append((await bench.http.post("/accounts/main/check")).json())
+            assert "no [redacted]: AUTH PLAIN [redacted]" in json.dumps(said)
+            assert not leaks(json.dumps(said))
+    assert not leaks(log.getvalue())
+
+
+async def test_halves_of_surrogate_pairs_are_refused_not_stumbled_over(tmp_path: Path) -> None:
+    """JSON can carry them, UTF-8 and SQLite can't; the error of a codec would hold the whole text."""
+    bodies: dict[str, list[tuple[str, str, str]]] = {
+        "account": [("PUT", "/accounts/a", field) for field in ("host", "username", "password", "helo_name")],
+        "directory": [("PUT", "/directories/a", "path")],
+        "others": [("POST", "/keys", "name"), ("POST", "/pause", "reason"), ("POST", "/accounts/a/pause", "reason")],
+    }
+    base: dict[str, Any] = {"/accounts/a": {"host": "h"}, "/directories/a": {"accounts": ["a"]}}
+    async with running(tmp_path) as bench:
+        assert (await bench.http.put("/accounts/a", json={"host": "h"})).status_code == 201
+        for method, path, field in (entry for entries in bodies.values() for entry in entries):
+            more = {"scopes": ["read"]} if path == "/keys" else base.get(path, {})
+            body = json.dumps({**more, field: "/a\ud800b"})
+            answer = await bench.http.request(method, path, content=body)
+            assert answer.status_code == 422, (path, field, answer.text)
+        for path in ("/history?recipient=%ED%A0%80", "/queue/messages?recipient=%ED%A0%80", "/accounts/%ED%A0%80"):
+            assert (await bench.http.get(path)).status_code < 500, path
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+async def test_no_password_in_the_traceback_of_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: io.StringIO, log_format: Any
+) -> None:
+    """An error nobody thought of, in functions that hold the password in their variables."""
+    configure_logs(log_format=log_format, log_level="debug", stream=log)
+
+    def crash(session: Any, secrets: Any, value: Any, **_more: Any) -> None:
+        password = value.password
+        assert password == PLANTED
+        raise RuntimeError(f"nobody thought of {value!r}")
+
+    monkeypatch.setattr("core.store.accounts.create", crash)
+    async with running(tmp_path) as bench:
+        transport = httpx.ASGITransport(app=create_app(bench.settings, bench.relay), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://relay", headers=bench.http.headers) as http:
+            answer = await http.post(
+                "/accounts", json={"name": "a", "host": "127.0.0.1", "port": 587, "username": "u", "password": PLANTED}
+            )
+    assert (answer.status_code, answer.json()["type"]) == (500, "urn:mpu:problem:internal")
+    assert "nobody thought of" in log.getvalue()
+    assert "Traceback" in log.getvalue()
+    assert not leaks(log.getvalue())
+    assert not leaks(answer.content)
+
+
+async def test_a_changed_host_or_port_asks_for_the_password_again(tmp_path: Path) -> None:
+    """Who may change settings must not learn the password by sending it to a server of his own."""
+    async with SmtpServer(credentials={"u": PLANTED}, mechanisms=["PLAIN"]) as own, SmtpServer() as theirs:
+        value = account(own, auth=AuthMethod.AUTO, username="u", password=PLANTED)
+        async with running(tmp_path, [value]) as bench:
+            theirs.mechanisms = ("PLAIN",)
+            shown = await bench.get("/accounts/main")
+            whole = {name: shown[name] for name in ("host", "port", "security", "auth", "username")}
+            moves: list[dict[str, Any]] = [{"port": theirs.port}, {"host": "localhost"}]
+            for move in moves:
+                for query in ("", "?check=true"):
+                    for answer in (
+                        await bench.http.patch(f"/accounts/main{query}", json=move),
+                        await bench.http.put(f"/accounts/main{query}", json={**whole, **move}),
+                    ):
+                        assert answer.status_code == 422, answer.text
+                        assert answer.json()["errors"][0]["code"] == "password_needed"
+            assert (await bench.http.patch("/accounts/main", json={"max_connections": 2})).status_code == 200
+            both = {"port": theirs.port, "password": "another"}
+            assert (await bench.http.patch("/accounts/main", json=both)).status_code == 200
+            bench.drop("a.eml", SIMPLE)
+            await bench.drain()
+        assert len(theirs.logins) == 1
+        assert not leaks("".join(line for session in theirs.sessions for line in session.commands))
+
+
+async def test_an_unsaved_account_is_tried_without_anybodys_password(tmp_path: Path) -> None:
+    async with SmtpServer() as theirs:
+        theirs.mechanisms = ("PLAIN",)
+        saved = replace(account(theirs, auth=AuthMethod.AUTO, username="u"), password=PLANTED, port=9)
+        async with running(tmp_path, [saved]) as bench:
+            body = {"name": "main", "host": "127.0.0.1", "port": theirs.port, "security": "none", "username": "u"}
+            await bench.http.post("/accounts/check", json=body)
+        said = [line for session in theirs.sessions for line in session.commands]
+        assert said, "it was tried"
+        assert not leaks("".join(said))
+
+
+# --- directories and files --------------------------------------------------------------------------------------------
+
+
+async def test_pickup_paths_lie_under_a_root_resolved_and_never_in_the_data_directory(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "spool", tmp_path / "outside"
+    data = inside / "data"  # a root that contains the data directory
+    for path in (inside, outside, inside / "fine", tmp_path / "spool-twin"):
+        path.mkdir(exist_ok=True)
+    (inside / "link").symlink_to(outside)
+    (inside / "back").symlink_to(data)
+    async with SmtpServer() as server, running(tmp_path, [account(server)], pickups=[], data_dir=data) as bench:
+        refused = {
+            str(outside): "outside_roots",
+            str(inside / ".." / "outside"): "outside_roots",
+            str(inside / "link"): "outside_roots",
+            str(tmp_path / "spool-twin"): "outside_roots",
+            "/": "outside_roots",
+            "/etc": "outside_roots",
+            str(inside): "data_directory",
+            str(data): "data_directory",
+            str(inside / "back"): "data_directory",
+        }
+        (data / "below").mkdir()
+        refused[str(data / "below")] = "data_directory"
+        for where, code in refused.items():
+            answer = await bench.http.put("/directories/a", json={"path": where, "accounts": ["main"]})
+            assert answer.status_code == 422, (where, answer.text)
+            assert answer.json()["errors"][0]["code"] == code, where
+        for wrong in ("relative", "", "\0", str(inside) + "\0"):
+            answer = await bench.http.put("/directories/a", json={"path": wrong, "accounts": ["main"]})
+            assert answer.status_code == 422, (wrong, answer.text)
+        answer = await bench.http.put("/directories/a", json={"path": str(inside / "fine"), "accounts": ["main"]})
+        assert answer.status_code == 201, answer.text
+
+
+async def test_without_roots_there_are_no_directories(tmp_path: Path) -> None:
+    (tmp_path / "spool").mkdir()
+    async with SmtpServer() as server, running(tmp_path, [account(server)], pickups=[], pickup_roots=()) as bench:
+        answer = await bench.http.put("/directories/a", json={"path": str(tmp_path / "spool"), "accounts": ["main"]})
+        assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "no_pickup_roots")
+        assert "MPU_PICKUP_ROOTS" in answer.text
+
+
+@pytest.mark.parametrize("swapped", ["pickup", "its parent"])
+async def test_a_pickup_directory_that_was_swapped_for_a_link_is_not_followed(tmp_path: Path, swapped: str) -> None:
+    """Who may write beside the directory must not be able to lead the service elsewhere."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "private.eml").write_bytes(mail(7))
+    async with SmtpServer() as server:
+        async with running(tmp_path, [account(server)]) as bench:
+            pickup = bench.paths["pickup"]
+        place = pickup if swapped == "pickup" else pickup.parent
+        place.rename(tmp_path / "moved")
+        if swapped != "pickup":
+            secret = (secret / "private.eml").parent.rename(tmp_path / "pickup")
+        place.symlink_to(secret if swapped == "pickup" else tmp_path)
+        async with running(tmp_path, [], pickups=[]) as bench:
+            await bench.drain()
+            (row,) = (await bench.drain())["directories"]
+            assert row["skipped"] == "unavailable"
+        assert server.messages == []
+        assert sorted(os.listdir(secret)) == ["private.eml"]
+
+
+async def test_what_is_no_regular_file_is_neither_opened_nor_waited_for(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(mail(8))
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        pickup = bench.paths["pickup"]
+        (pickup / "link.eml").symlink_to(secret)
+        (pickup / "dangling.eml").symlink_to(tmp_path / "missing")
+        (pickup / "folder.eml").mkdir()
+        os.mkfifo(pickup / "fifo.eml")
+        with socket.socket(socket.AF_UNIX) as listening:
+            os.chdir(pickup)
+            listening.bind("socket.eml")
+        os.chdir(ROOT)
+        before = secret.stat().st_atime_ns
+        bench.drop("fine.eml", mail(9))
+        async with asyncio.timeout(30):
+            await bench.drain()
+        assert [message.to for message in server.messages] == [["jo@example.org"]]
+        assert secret.read_bytes() == mail(8)
+        assert before <= secret.stat().st_atime_ns
+        assert "fine.eml" not in bench.names()
+        (alert,) = [item for item in (await bench.get("/alerts"))["items"] if item["code"] == "left_alone"]
+        assert alert["messages_affected"] == 5
+
+
+async def test_every_file_is_opened_relative_and_without_following_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the directory: a name without a slash, a directory descriptor, O_NOFOLLOW and O_CLOEXEC."""
+    opened: list[tuple[bytes, int, int | None]] = []
+    real = os.open
+
+    def spy(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        opened.append((os.fsencode(path), flags, dir_fd))
+        return real(path, flags, mode, dir_fd=dir_fd)
+
+    async with SmtpServer() as server:
+        server.script.rcpt = {"no@example.org": "550 5.1.1 no", "later@example.org": "450 4.2.1 later"}
+        async with running(tmp_path, [account(server)]) as bench:
+            monkeypatch.setattr(os, "open", spy)
+            for number, to in enumerate(("jo@example.org", "no@example.org", "later@example.org")):
+                bench.drop(f"{number}.eml", mail(number, to=to))
+            await bench.drain()
+            monkeypatch.undo()
+    mails = [(path, flags, fd) for path, flags, fd in opened if b".eml" in path]
+    assert len(mails) >= 3
+    for path, flags, fd in mails:
+        assert b"/" not in path, path
+        assert fd is not None, path
+        assert flags & os.O_NOFOLLOW, path
+        assert flags & os.O_CLOEXEC, path
+    for path, flags, fd in opened:
+        if b".mpu" in path or b"badmail" in path or (fd is not None and b"/" not in path):
+            assert flags & os.O_NOFOLLOW or flags & os.O_DIRECTORY, path
+
+
+# --- where it connects to ---------------------------------------------------------------------------------------------
+
+
+async def test_ports_by_allow_list(tmp_path: Path) -> None:
+    allowed = Settings.model_validate({}).allowed_smtp_ports
+    assert set(allowed) <= {25, 465, 587, 588, 2465, 2525, 2526, 2587}
+    async with running(tmp_path, allowed_smtp_ports=allowed) as bench:
+        for port in (22, 80, 443, 3306, 6379, 8025, 11211):
+            answer = await bench.http.put("/accounts/a", json={"host": "mail.example.com", "port": port})
+            assert (answer.status_code, answer.json()["errors"][0]["code"]) == (422, "not_allowed"), port
+            assert (
+                await bench.http.post("/accounts/check", json={"host": "192.0.2.1", "port": port})
+            ).status_code == 422
+        assert (await bench.http.put("/accounts/a", json={"host": "mail.example.com"})).status_code == 201
+
+
+FORBIDDEN = [
+    "169.254.169.254",
+    "169.254.1.1",
+    "fe80::1",
+    "fe80::1%eth0",
+    "::ffff:169.254.169.254",
+    "64:ff9b::a9fe:a9fe",
+    "2002:a9fe:a9fe::1",
+    "fd00:ec2::254",
+    "100.100.100.200",
+    "168.63.129.16",
+    "metadata.google.internal",
+    "METADATA.google.internal.",
+    "0.0.0.0",
+    "2852039166",
+    "0xa9fea9fe",
+    "169.254.43518",
+]
+
+
+@pytest.mark.parametrize("host", FORBIDDEN)
+async def test_link_local_and_metadata_addresses_are_refused(tmp_path: Path, host: str) -> None:
+    async with running(tmp_path) as bench:
+        for answer in (
+            await bench.http.put("/accounts/a", json={"host": host}),
+            await bench.http.post("/accounts/check", json={"host": host}),
+        ):
+            assert answer.status_code == 422, answer.text
+            assert answer.json()["errors"][0]["pointer"] == "/host"
+
+
+@pytest.mark.parametrize(
+    "found", [["169.254.169.254"], ["fd00:ec2::254"], ["64:ff9b::a9fe:a9fe"], ["127.0.0.1", "fe80::1"]]
+)
+async def test_what_a_name_resolves_to_is_judged_when_connecting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, found: list[str]
+) -> None:
+    """A name that was fine when it was saved, and is pointed elsewhere later: nothing is connected to."""
+    connected = []
+
+    async with SmtpServer() as server:
+        value = replace(account(server), host="mail.rebound.example")
+        async with running(tmp_path, [value]) as bench:
+            loop = asyncio.get_running_loop()
+
+            async def resolve(host: Any, port: Any, **_more: Any) -> list[Any]:
+                assert host == "mail.rebound.example"
+                return [
+                    (
+                        socket.AF_INET6 if ":" in address else socket.AF_INET,
+                        socket.SOCK_STREAM,
+                        6,
+                        "",
+                        (address, port, 0, 0) if ":" in address else (address, port),
+                    )
+                    for address in found
+                ]
+
+            async def connect(_sock: Any, address: Any) -> None:
+                connected.append(address)
+
+            monkeypatch.setattr(loop, "getaddrinfo", resolve)
+            monkeypatch.setattr(loop, "sock_connect", connect)
+            bench.drop("a.eml", SIMPLE)
+            await bench.drain()
+            pause = (await bench.get("/accounts/main"))["pause"]
+            assert pause["code"] == "target_forbidden"
+            check = (await bench.http.post("/accounts/main/check")).json()
+            assert not check["ok"]
+            assert bench.names() == ["a.eml"]
+    assert connected == []
+
+
+def _sources() -> Iterator[tuple[Path, ast.Module]]:
+    for folder in ("api", "core", "migrations"):
+        for path in (ROOT / folder).rglob("*.py"):
+            yield path, ast.parse(path.read_text())
+
+
+def test_nothing_follows_redirects() -> None:
+    """httpx follows none unless told to, and nothing else speaks HTTP; there are no webhooks."""
+    clients = 0
+    for path, tree in _sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.keyword):
+                assert node.arg not in ("follow_redirects", "allow_redirects"), path
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {getattr(node, "module", None) or "", *(alias.name for alias in node.names)}
+                assert not {name.partition(".")[0] for name in names} & {"requests", "urllib3", "aiohttp"}, path
+                assert not {"urllib.request", "http.client"} & names, path
+            if isinstance(node, ast.Attribute) and node.attr in ("Client", "AsyncClient"):
+                clients += 1
+    assert clients
+    assert httpx.Client().follow_redirects is False
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+async def test_request_bodies_are_capped(tmp_path: Path) -> None:
+    async def endless(octets: int) -> AsyncIterator[bytes]:
+        while octets > 0:
+            octets -= 1000
+            yield b"x" * 1000
+
+    async with SmtpServer() as server:
+        async with running(tmp_path, [account(server)], max_request_bytes=10_000, max_submit_bytes=20_000) as bench:
+            for path, limit in (("/accounts", 10_000), ("/drain", 10_000), ("/messages?directory=pickup", 20_000)):
+                kind = "message/rfc822" if "messages" in path else "application/json"
+                whole = await bench.http.post(path, content=b"x" * (limit + 1), headers={"Content-Type": kind})
+                assert whole.status_code == 413, (path, whole.text)
+                chunked = await bench.http.post(path, content=endless(10_000_000), headers={"Content-Type": kind})
+                assert chunked.status_code == 413, (path, chunked.text)
+                assert chunked.json()["type"] == "urn:mpu:problem:too_large"
+            assert bench.names() == [], "half a mail must not be left"
+            liar = {"Content-Length": "10", "Content-Type": "message/rfc822"}
+            assert (
+                await bench.http.post("/messages?directory=pickup", content=b"x" * 30_000, headers=liar)
+            ).status_code == 413
+
+
+# --- the encryption key -----------------------------------------------------------------------------------------------
+
+
+def _modes(data: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in (data, *data.iterdir())}
+
+
+async def test_files_of_the_data_directory_are_closed_to_others(tmp_path: Path) -> None:
+    """Whatever umask the service has; and a file that was opened up by mistake is closed again."""
+    before = os.umask(0)
+    try:
+        async with SmtpServer() as server, running(tmp_path, [account(server)], api_key=None) as bench:
+            modes = _modes(tmp_path / "data")
+            assert {KEY_FILE, DATABASE_FILE, "api-key", f"{DATABASE_FILE}-wal", "data"} <= set(modes)
+            assert {name: oct(mode) for name, mode in modes.items() if mode & 0o077} == {}
+            assert bench.relay.state == "ready"
+        (tmp_path / "data" / KEY_FILE).chmod(0o644)
+        async with running(tmp_path):
+            assert _modes(tmp_path / "data")[KEY_FILE] == 0o600
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("step", ["added", "resealed", "dropped"])
+async def test_a_rotation_that_was_killed_is_finished_by_the_next_start(tmp_path: Path, step: str) -> None:
+    """Between its steps here; at every system call in tests/integration/test_store_secrets.py."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(name: str) -> None:
+        if name == step:
+            raise Killed
+
+    key_file = tmp_path / "data" / KEY_FILE
+    async with SmtpServer(credentials={"u": PLANTED}, mechanisms=["PLAIN"], require_auth=True) as server:
+        value = account(server, auth=AuthMethod.AUTO, username="u", password=PLANTED)
+        async with running(tmp_path, [value]) as bench:
+            old = key_file.read_text()
+            with pytest.raises(Killed):
+                await bench.relay.store.rotate_secret_key(step=kill)
+        async with running(tmp_path, [], pickups=[]) as bench:
+            bench.paths["pickup"] = tmp_path / "spool" / "pickup"
+            assert (await bench.http.get("/health/ready")).json() == {"status": "ready"}
+            bench.drop("a.eml", SIMPLE)
+            assert (await bench.drain())["sent"] == 1
+        now = [line for line in key_file.read_text().splitlines() if not line.startswith("#")]
+        assert len(now) == 1
+        assert now[0] not in old
+        assert _modes(tmp_path / "data")[KEY_FILE] == 0o600
+
+
+async def test_no_rotation_under_a_running_service(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from core.runtime.instance import DataDirLock
+
+    async with running(tmp_path):
+        pass
+    before = (tmp_path / "data" / KEY_FILE).read_text()
+    with DataDirLock(tmp_path / "data"):  # as `mpu serve` holds it
+        assert await asyncio.to_thread(mpu, "rotate-secrets", "--data-dir", tmp_path / "data") == 1
+    assert "Stop the service first" in capsys.readouterr().err
+    assert (tmp_path / "data" / KEY_FILE).read_text() == before
+
+
+# --- what is only read ------------------------------------------------------------------------------------------------
+
+
+async def test_no_pickle_and_no_pickled_job_store(tmp_path: Path) -> None:
+    for path, tree in _sources():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {getattr(node, "module", None) or "", *(alias.name for alias in node.names)}
+                assert not names & {"pickle", "cPickle", "dill", "shelve", "marshal", "jsonpickle"}, path
+                assert not any("jobstores.sqlalchemy" in name for name in names), path
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        stores = bench.relay.scheduler._scheduler._jobstores
+        assert {type(store).__name__ for store in stores.values()} == {"MemoryJobStore"}
+    connection = sqlite3.connect(tmp_path / "data" / DATABASE_FILE)
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    connection.close()
+    assert not [name for name in tables if "job" in name]
+
+
+def test_the_container_has_its_own_user_and_needs_no_writable_root() -> None:
+    lines = (ROOT / "Dockerfile").read_text()
+    run = " ".join(line.lstrip("# ").rstrip("\\") for line in lines.splitlines() if line.startswith("#"))
+    for option in ("--read-only", "--cap-drop ALL", "--security-opt no-new-privileges", "--stop-timeout 40"):
+        assert option in run
+    stage = lines[lines.rindex("\nFROM ") :]
+    assert re.search(r"^USER mpu$", stage, re.MULTILINE)
+    assert stage.index("\nUSER mpu") < stage.index("\nENTRYPOINT")
+    assert not re.search(r"^USER (root|0)", stage, re.MULTILINE)
+    assert "chmod 777" not in lines
+    assert re.search(r'VOLUME \["/var/lib/mpu", "/var/spool/mpu"\]', stage), "all that is written lies in volumes"
+    assert "PYTHONDONTWRITEBYTECODE=1" in stage
+    assert not re.search(r"(?i)\b(ARG|ENV)\b.*(password|secret|token|api_key)", lines), "no secret in a layer"
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored, "the builder gets what is named only, so no ./var"
+    assert "!var" not in ignored
+
+
+def test_the_unit_shuts_the_service_in() -> None:
+    unit = configparser.RawConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]  # as the module's documentation does it
+    unit.read(ROOT / "deploy" / "mpu.service")
+    found = dict(unit["Service"])
+    expected = {
+        "User": "mpu",
+        "NoNewPrivileges": "yes",
+        "ProtectSystem": "strict",
+        "ProtectHome": "yes",
+        "PrivateTmp": "yes",
+        "PrivateDevices": "yes",
+        "CapabilityBoundingSet": "CAP_LEASE",
+        "AmbientCapabilities": "CAP_LEASE",
+        "RestrictSUIDSGID": "yes",
+        "MemoryDenyWriteExecute": "yes",
+        "StateDirectoryMode": "0700",
+        "LimitCORE": "0",
+    }
+    assert {name: found.get(name) for name in expected} == expected
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:3])
+
+
+@pytest.mark.parametrize(
+    ("package", "floor"),
+    [("starlette", "1.0.1"), ("h11", "0.16"), ("aiosmtpd", "1.4.6"), ("cryptography", "46")],
+)
+def test_floors_of_the_lock(package: str, floor: str) -> None:
+    for lock in ("requirements.lock", "requirements-dev.lock"):
+        found = re.findall(rf"^{package}==(\S+)", (ROOT / lock).read_text(), re.MULTILINE)
+        assert found, lock
+        assert all(_version(version) >= _version(floor) for version in found)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (line,) = [line for line in project if line.startswith(package + ">=")]
+    assert _version(line) >= _version(floor), "a new resolution must not go below it"
+    unhashed = re.search(r"^[a-z0-9-]+==\S+\s*$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert unhashed is None, "each package is pinned by its hash"
+
+
+def test_bandit_is_part_of_lint_and_each_skip_has_its_reason() -> None:
+    assert (
+        "bandit --quiet --configfile pyproject.toml --recursive api core migrations" in (ROOT / "Makefile").read_text()
+    )
+    text = (ROOT / "pyproject.toml").read_text()
+    skips = tomllib.loads(text)["tool"]["bandit"]["skips"]
+    for skip in skips:
+        assert re.search(rf'"{skip}", # \w+.*: .{{20,}}', text), skip
+    for path, _ in _sources():
+        for line in path.read_text().splitlines():
+            assert not re.search(r"# nosec(?! B\d)", line), f"{path}: which test?"

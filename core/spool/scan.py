@@ -40,7 +40,7 @@ class Scan:
                         due_at = due_at_of(prefix + name)
                         if due_at is not None and due_at > now:
                             look = (deferred + self.number) % share == 0
-                            if not look or self._is_of_its_sidecar(name):
+                            if not look or _is_of_its_sidecar(place, name, prefix + name):
                                 deferred += 1
                                 continue
                         yield name
@@ -50,10 +50,11 @@ class Scan:
         except OSError as error:
             raise unavailable(place.settings.path, error) from None
 
-    def _is_of_its_sidecar(self, name: bytes) -> bool:
-        place = self.place
-        found = stat_at(place.work_fd, name)
-        return found is None or place.sidecars.belongs(place.prefix + name, found.st_mtime_ns, found.st_size)
+
+def _is_of_its_sidecar(place: Place, name: bytes, file_name: bytes) -> bool:
+    """Whether a name that waits still leads to the message that the sidecar of that name is about."""
+    found = stat_at(place.work_fd, name)
+    return found is None or place.sidecars.belongs(file_name, found.st_mtime_ns, found.st_size)
 
 
 def count(place: Place, *, stat_limit: int) -> Counts:
@@ -67,7 +68,9 @@ def count(place: Place, *, stat_limit: int) -> Counts:
             if state is State.WAITING:
                 due_at = place.sidecars.due_at(file_name)
                 if due_at is not None and due_at > now:
-                    state = State.DEFERRED  # the name told us no more
+                    verified = tally[State.DEFERRED] < _VERIFIED_A_SCAN
+                    if not verified or _is_of_its_sidecar(place, name, file_name):
+                        state = State.DEFERRED  # the name told us no more
             tally[state] += 1
             looked += 1
             if looked <= stat_limit and (found := stat_at(dir_fd, name)) is not None:

@@ -333,3 +333,13 @@ def test_disposal_after_close_harms_nothing(path: Path) -> None:
     assert not spool.dispose([Delete(claimed)])[0].ok
     spool.put_back_now(claimed)
     assert names_in(path) == {"x.eml.lck"}
+
+
+def test_a_file_that_took_the_name_of_a_deferred_one_counts_as_waiting(path: Path, plain: DirectorySpool) -> None:
+    plain.dispose([PutBack(claim(plain, write(path)), DUE)])
+    assert (plain.counts().waiting, plain.counts().deferred) == (0, 1)
+    (path / "new").write_bytes(MAIL + b"another\r\n")
+    (path / "new").rename(path / "x.eml")
+    assert [(e.state, e.size) for e in plain.entries()] == [("waiting", len(MAIL) + 9)]
+    counts = plain.counts(stat_limit=0)
+    assert (counts.waiting, counts.deferred) == (1, 0)

@@ -179,11 +179,10 @@ async def test_fsync_eio_is_never_retried_and_the_next_start_recovers(
     async with SmtpServer() as server:
         async with running(tmp_path, [account(server)]) as bench:
             bench.drop("a.eml", mail(1))
-            syncs = 0
+            synced: list[str] = []
 
             def broken(fd: int) -> None:
-                nonlocal syncs
-                syncs += 1
+                synced.append(os.readlink(f"/proc/self/fd/{fd}"))
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
 
             with monkeypatch.context() as patch:
@@ -191,11 +190,12 @@ async def test_fsync_eio_is_never_retried_and_the_next_start_recovers(
                 await bench.drain()
                 assert len(server.messages) == 1
                 bench.drop("b.eml", mail(2))
-                once = syncs
-                assert once == 1
+                once = list(synced)
+                assert str(bench.paths["pickup"]) in once
+                assert len(set(once)) == len(once)
                 await bench.drain()
                 await bench.drain()
-            assert syncs == once, "never retried"
+            assert synced == once, "never retried"
             await bench.drain()
             assert len(server.messages) == 1, "no new claims until somebody looked"
             assert (await _alerts(bench))["storage_broken"]["remedy"]
@@ -293,7 +293,8 @@ async def test_age_does_not_count_while_all_accounts_are_paused(tmp_path: Path) 
             assert bench.names() == ["a.eml"], "not given up"
             server.script.rcpt.clear()
             clock.advance(67)
-            assert (await bench.drain(include_deferred=True))["sent"] == 1
+            await bench.drain(include_deferred=True)
+            await until(lambda: server.messages and not bench.names(), "delivery")  # the resume's own run, or the drain
 
 
 # --- the database -----------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import heapq
 import itertools
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ PROBLEMS_KEPT = 1000  # of which the alerts name examples
 RETRY_MAX = 200_000  # names that wait for their time in memory; the others are found by the next scan
 OFFERED_MAX = 100_000  # names that wait for a slot, likewise
 CONTENDED_SECONDS = 1.0  # until a name that somebody else holds is looked at again
+LOST_SECONDS = 30.0  # until a directory that can't be reached is looked for again, whatever its interval
+STORAGE_SECONDS = 15.0  # until a directory without room, or one whose outcomes can't be recorded, is tried again
 
 
 class Deliverer(Protocol):
@@ -146,8 +149,9 @@ class Cycle:
         self._scan_batch = scan_batch
         self._on_delivered = on_delivered
         self._working: dict[bytes, asyncio.Task[Delivered | None]] = {}
+        self._came: set[bytes] = set()  # names that an event told of while they were worked on
         self._later: list[tuple[float, bytes]] = []  # monotonic time, name
-        self._later_names: set[bytes] = set()
+        self._later_at: dict[bytes, float] = {}  # the one that counts, where a name is there more than once
         self._timer: asyncio.TimerHandle | None = None
         self._recovered = False
         self._recovering = asyncio.Lock()
@@ -157,7 +161,7 @@ class Cycle:
 
     async def run(self, *, include_deferred: bool = False, stop: Callable[[], bool] = lambda: False) -> Report:
         """Work off one whole scan, begun now; each message is tried at most once. Ends when all of it is settled."""
-        report = Report()
+        report, trouble = Report(), self.storage
 
         def ended() -> bool:
             return self._stopping or stop()
@@ -171,10 +175,17 @@ class Cycle:
         except DirectoryUnavailable as error:
             self._lost(error)
             report.unavailable, report.complete = error.detail, False
+        except (StorageFull, StorageBroken) as error:
+            self._storage(error)
+            report.complete = False
         report.stopped = ended()
         report.complete = report.complete and not report.stopped
         if report.unavailable is None:
             self._wake_when_due()
+            if self.storage is trouble and self.spool.claims_allowed and not self.spool.pending():
+                self.storage = None  # it did not come again
+            if self._short_of_storage:
+                self._look_again(b"", STORAGE_SECONDS)
         return report
 
     async def ready(self) -> None:
@@ -186,6 +197,7 @@ class Cycle:
                     async for recovered in _threaded(self.spool.recover(), self._scan_batch):
                         await self._recover(recovered, None)
                     self._recovered = True
+                    self.opened()
             except DirectoryUnavailable as error:
                 self._lost(error)
                 raise
@@ -275,7 +287,11 @@ class Cycle:
 
     def offer(self, name: bytes, *, event_seen: bool = True) -> None:
         """A file was closed or moved here, or is due: deliver it at once."""
-        if self._stopping or name in self._working:
+        if self._stopping:
+            return
+        if name in self._working:
+            if event_seen:
+                self._came.add(name)  # another file, perhaps
             return
         if not self._is_recovered:
             self.wake()
@@ -310,22 +326,37 @@ class Cycle:
         try:
             async with self._open_messages:
                 delivered = await self._deliver(name, event_seen=event_seen)
-        except Exception:  # nothing that one file does may stop the others
+        except Exception as error:  # nothing that one file does may stop the others
             log.exception("delivery failed", directory=self.directory.name, file=name, remedy="report this as a fault")
+            self._problem(name, MessageError(f"a fault of this service: {error!r}", remedy="report this as a fault"))
             self._look_again(name, 60.0)
             return None
         finally:
             del self._working[name]
             self._slot_freed.set()
             self._start_offered()
+            if name in self._came:
+                self._came.discard(name)
+                self.offer(name)
         if delivered is not None:
             self.problems.pop(name, None)
             self.writing.pop(name, None)
-            if delivered.due_at is not None:
-                self._look_again(name, max(delivered.due_at - self._clock.now(), 0.0))
+            self._come_back(name, delivered)
             if self._on_delivered is not None:
                 self._on_delivered(self.directory, delivered)
         return delivered
+
+    def _come_back(self, name: bytes, delivered: Delivered) -> None:
+        """See to it that a message that waits again is looked at again."""
+        if self._short_of_storage:
+            self._look_again(b"", STORAGE_SECONDS)
+        if delivered.due_at is not None:
+            self._when_due(name, delivered.due_at)
+        elif delivered.outcome is None and delivered.blocked is not None:
+            if delivered.blocked.reason in ("storage_full", "database_unavailable"):
+                self._look_again(b"", STORAGE_SECONDS)
+            elif self._block() is None:  # what was in its way is over by now: who told of that came too early for it
+                self._look_again(name, CONTENDED_SECONDS)
 
     async def _deliver(self, name: bytes, *, event_seen: bool) -> Delivered | None:
         try:
@@ -335,7 +366,7 @@ class Cycle:
             self.problems.pop(name, None)
             self.writing.pop(name, None)
         except MessageNotDue as error:
-            self._look_again(name, max(error.due_at - self._clock.now(), 0.0))
+            self._when_due(name, error.due_at)
         except MessageNotReady as error:
             self.writing.setdefault(name, self._clock.now())
             self._look_again(name, error.retry_after_seconds)
@@ -356,18 +387,23 @@ class Cycle:
     # --- later ---
 
     def _look_again(self, name: bytes, seconds: float) -> None:
-        """Offer the name again after so many seconds."""
-        if self._stopping or name in self._later_names or len(self._later) >= RETRY_MAX:
+        """Offer the name again after so many seconds, or sooner if that was asked for before; b"": all of them."""
+        at = self._clock.monotonic() + seconds
+        if self._stopping or self._later_at.get(name, math.inf) <= at or len(self._later) >= RETRY_MAX:
             return
-        self._later_names.add(name)
-        heapq.heappush(self._later, (self._clock.monotonic() + seconds, name))
+        self._later_at[name] = at
+        heapq.heappush(self._later, (at, name))
         self._set_timer()
+
+    def _when_due(self, name: bytes, due_at: float) -> None:
+        if self.by_itself():
+            self._look_again(name, max(due_at - self._clock.now(), 0.0))
 
     def _wake_when_due(self) -> None:
         """Deferred mail of an earlier life is only known by its sidecar: the earliest due time wakes the cycle."""
         due_at = self.spool.next_due_at()
         if due_at is not None:
-            self._look_again(b"", max(due_at - self._clock.now(), 0.0))
+            self._when_due(b"", due_at)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -381,15 +417,19 @@ class Cycle:
         self._timer = None
         now = self._clock.monotonic()
         while self._later and self._later[0][0] <= now:
-            _, name = heapq.heappop(self._later)
-            self._later_names.discard(name)
+            at, name = heapq.heappop(self._later)
+            if self._later_at.get(name) != at:
+                continue  # it was asked for sooner, and had
+            del self._later_at[name]
             if name:
                 self.offer(name, event_seen=False)
             elif not self.paused():
                 self.wake()
         self._set_timer()
 
-    wake: Callable[[], None] = staticmethod(lambda: None)  # runs the cycle soon; set by the scheduler
+    wake: Callable[[], None] = staticmethod(lambda: None)  # runs the cycle soon
+    opened: Callable[[], None] = staticmethod(lambda: None)  # told when the directory was opened, or came back
+    by_itself: Callable[[], bool] = staticmethod(lambda: True)  # False: deferred mail waits for a scheduled run too
 
     # --- what is left alone ---
 
@@ -418,11 +458,21 @@ class Cycle:
             log.error("directory unavailable", directory=self.directory.name, reason=error.detail, remedy=error.remedy)
         self.unavailable = error
         self._recovered = False
+        self._look_again(b"", LOST_SECONDS)
 
     def _storage(self, error: StorageFull | StorageBroken) -> None:
         if self.storage is None:
             log.error("no new claims", directory=self.directory.name, reason=error.detail, remedy=error.remedy)
         self.storage = error
+        if self._short_of_storage:
+            self._look_again(b"", STORAGE_SECONDS)
+
+    @property
+    def _short_of_storage(self) -> bool:
+        """Whether there is something to be done as soon as there is room, or the right; EIO wants a restart."""
+        if isinstance(self.storage, StorageBroken):
+            return False
+        return self.storage is not None or not self.spool.claims_allowed or bool(self.spool.pending())
 
     # --- the end ---
 

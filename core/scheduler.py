@@ -100,6 +100,7 @@ class Scheduler:
         )
         self._runs: dict[str, Run] = {}
         self._woken: set[str] = set()
+        self._woken_early: set[str] = set()  # before the start
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy: set[str] = set()
         self._again: set[str] = set()
@@ -116,6 +117,9 @@ class Scheduler:
     def start(self) -> None:
         """Begin to run jobs, on the running loop."""
         self._scheduler.start()
+        for name in self._woken_early:
+            self.wake(name)
+        self._woken_early.clear()
 
     def set(self, directory: Directory, run: Run, *, at_once: bool = True) -> None:
         """Add or replace the directory's job. `at_once`: run it now too, unless it goes by a schedule."""
@@ -167,7 +171,9 @@ class Scheduler:
 
     def wake(self, name: str) -> None:
         """Run the directory's cycle soon; calls that come while it runs lead to one more run."""
-        if name in self._runs and self.running and name not in self._woken:
+        if not self.running:
+            self._woken_early.add(name)
+        elif name in self._runs and name not in self._woken:
             self._woken.add(name)
             task = asyncio.get_running_loop().create_task(self._wake(name))
             self._tasks.add(task)

@@ -124,8 +124,16 @@ class Inlets:
         )
         name = directory.name
         cycle.paused = lambda: self.paused(name) is not None
-        cycle.wake = lambda: self._scheduler.wake(name)
+        cycle.by_itself = lambda: _by_itself(cycle.directory)
+        cycle.wake = lambda: self._scheduler.wake(name) if _by_itself(cycle.directory) else None
+        cycle.opened = lambda: self._opened(cycle)
         return cycle
+
+    def _opened(self, cycle: Cycle) -> None:
+        """It was not there before, or another lies there now: watches are of what lay there when they were made."""
+        inlet = self._inlets.get(cycle.directory.name)
+        if inlet is not None and inlet.cycle is cycle and cycle.directory.enabled and cycle.directory.watch:
+            self._watch(inlet)
 
     def _attach(self, inlet: Inlet) -> None:
         directory = inlet.directory
@@ -139,6 +147,8 @@ class Inlets:
                 self._on_run(inlet.directory, await inlet.cycle.run())
 
         self._scheduler.set(directory, run)
+        if directory.schedule is not None and directory.watch:  # what lies there already has no event any more
+            self._scheduler.wake(directory.name)
         if directory.watch:
             self._watch(inlet)
         else:
@@ -146,12 +156,14 @@ class Inlets:
 
     def _watch(self, inlet: Inlet) -> None:
         try:
-            self._watcher.add(inlet.directory)
+            reason = self._watcher.add(inlet.directory)
         except (RelayError, OSError) as error:
+            reason = str(error)
+        if reason:
             log.warning(
                 "directory is not watched",
                 directory=inlet.directory.name,
-                reason=str(error),
+                reason=reason,
                 remedy="the interval finds new files all the same",
             )
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from core import cycle as cycles
 from core.delivery import Delivery
 from core.domain.account import Directory
 from core.errors import StorageFull
@@ -18,9 +19,10 @@ from core.spool.body import FileContent
 from core.spool.log import OutcomeLog
 from tests.support.clock import ManualClock
 from tests.support.relay import SIMPLE, Bench, account, add_account, add_directory, mail, running, until
-from tests.support.smtp_server import Hang, Script, SmtpServer
+from tests.support.smtp_server import Hang, Late, Script, SmtpServer
 from tests.support.spool import claim, sent, spool_at
 
+SCHEDULED = "0 3 1 1 *"  # not while this test runs
 FULL = StorageFull("the outcome log can't grow: No space left on device")
 
 
@@ -264,3 +266,88 @@ async def test_an_event_of_a_directory_that_is_gone_harms_nobody(tmp_path: Path)
         os.rename(bench.paths["pickup"], tmp_path / "before")
         await bench.get("/queue")
         bench.relay.inlets.on_name("pickup", b"a.eml")
+
+
+async def test_a_directory_that_comes_back_is_watched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cycles, "LOST_SECONDS", 0.05, raising=False)
+    async with SmtpServer() as server, running(tmp_path, [account(server)], watch=True) as bench:
+        path = bench.paths["pickup"]
+        os.rename(path, tmp_path / "before")
+        await until(lambda: bench.relay.inlets.get("pickup").cycle.unavailable, "the loss")
+        path.mkdir()
+        await until(lambda: not bench.relay.inlets.get("pickup").cycle.unavailable, "the return")
+        bench.drop("a.eml", SIMPLE)
+        await until(lambda: server.messages and not bench.names(), "delivery")
+
+
+@pytest.mark.parametrize("there_before", [True, False])
+async def test_a_schedule_with_watch_sends_at_once(tmp_path: Path, there_before: bool) -> None:
+    path = tmp_path / "spool" / "pickup"
+    path.mkdir(parents=True)
+    if there_before:
+        (path / "a.eml").write_bytes(SIMPLE)
+    async with SmtpServer() as server:
+        pickup = pickup_at(tmp_path, watch=True, schedule=SCHEDULED)
+        async with running(tmp_path, [account(server)], pickups=[pickup]) as bench:
+            if not there_before:
+                bench.drop("a.eml", SIMPLE)
+            await until(lambda: server.messages and not bench.names(), "delivery")
+
+
+async def test_a_schedule_without_watch_sends_nothing_between_its_runs(tmp_path: Path) -> None:
+    script = Script(rcpt={"nightly@b.example": ["450 4.2.0 later"], "watched@b.example": ["450 4.2.0 later"]})
+    async with SmtpServer(script) as server:
+        nightly = pickup_at(tmp_path, schedule=SCHEDULED, retry_initial_seconds=0.01)
+        witness = replace(nightly, name="witness", path=str(tmp_path / "spool" / "witness"), schedule=None, watch=True)
+        async with running(tmp_path, [account(server)], pickups=[nightly, witness]) as bench:
+            bench.drop("a.eml", mail(1, to="nightly@b.example"))
+            await bench.drain(directories=["pickup"])
+            bench.drop("w.eml", mail(2, to="watched@b.example"), "witness")
+            bench.drop("b.eml", mail(3))
+            await until(lambda: not bench.names("witness"), "the other's delivery")
+            assert bench.names() == ["a.eml", "b.eml"]
+            await bench.drain()
+            assert bench.names() == []
+
+
+async def test_a_new_file_under_the_name_of_one_in_flight_is_not_forgotten(tmp_path: Path) -> None:
+    async with SmtpServer(Script(dot=[Late(0.2, "250 2.0.0 taken")])) as server:
+        async with running(tmp_path, [account(server)], watch=True) as bench:
+            bench.drop("a.eml", mail(1))
+            await until(lambda: "DATA" in server.commands, "the transaction")
+            bench.drop("a.eml", mail(2))
+            await until(lambda: len(server.messages) == 2 and not bench.names(), "delivery")
+
+
+async def test_when_there_is_room_again_it_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cycles, "STORAGE_SECONDS", 0.05, raising=False)
+    write, full = OutcomeLog._write, True
+
+    def no_room(self: OutcomeLog, *arguments: Any, **options: Any) -> None:
+        if full:
+            self._error = FULL
+            raise FULL
+        write(self, *arguments, **options)
+
+    async with SmtpServer(Script(rcpt={"later@b.example": "450 4.2.0 later"})) as server:
+        pickup = pickup_at(tmp_path, watch=True, interval_seconds=3600)
+        async with running(tmp_path, [account(server)], pickups=[pickup]) as bench:
+            bench.drop("z.eml", mail(1, to="later@b.example"))  # something else that is due later
+            await bench.drain()
+            monkeypatch.setattr(OutcomeLog, "_write", no_room)
+            bench.drop("a.eml", SIMPLE)
+            await until(lambda: bench.relay.inlets.get("pickup").cycle.storage, "the trouble")
+            assert not server.messages
+            full = False
+            await until(lambda: server.messages and bench.names() == ["z.eml"], "delivery")
+
+
+async def test_mail_that_waits_for_an_account_that_is_edited_goes_through_it_as_it_is_now(tmp_path: Path) -> None:
+    async with SmtpServer(Script(banner=Hang())) as server, SmtpServer() as other:
+        pickup = pickup_at(tmp_path, watch=True, interval_seconds=3600)
+        async with running(tmp_path, [account(server)], pickups=[pickup]) as bench:
+            for number in range(5):
+                bench.drop(f"{number}.eml", mail(number))
+            await until(lambda: server.accepted, "a connection")
+            await add_account(bench.relay, account(other))
+            await until(lambda: len(other.messages) == 5 and not bench.names(), "delivery")

@@ -20,7 +20,7 @@ from core.spool import kernel, names
 from core.spool.log import OutcomeLog
 from core.spool.logread import OwnerLog
 from core.spool.sidecars import TEMPORARY, Sidecars, write_all
-from core.spool.values import Claim, Disposal
+from core.spool.values import Claim, Disposal, Opened
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _STUFFING = b"dot-stuffing"
@@ -55,6 +55,8 @@ class Place:
     log: OutcomeLog
     matches: names.Matcher
     claimed: dict[bytes, Claim] = field(default_factory=dict)  # in flight, by the name before the claim
+    handles: set[Opened] = field(default_factory=set)  # open messages, claimed or not
+    changed: dict[bytes, int] = field(default_factory=dict)  # put back while somebody wrote: inode by name
     stuck: dict[MessageIdentity, str] = field(default_factory=dict)  # sent, and can't be removed: why
     pending: dict[int, Disposal] = field(default_factory=dict)  # by number of claim
     short_of_space: set[int] = field(default_factory=set)  # those of them that wait for room
@@ -267,4 +269,6 @@ def _subdirectory(root_fd: int, name: bytes, *, create: bool) -> int:
             os.fchown(fd, -1, os.fstat(root_fd).st_gid)
         with suppress(OSError):
             os.fchmod(fd, 0o770 | stat.S_ISGID)
+        with suppress(OSError):
+            os.fsync(root_fd)  # else a power cut may forget it together with the mail that was moved into it
     return fd

@@ -209,6 +209,7 @@ async def empty(relay: Relay, place: Place, seconds: float = PATIENCE_SECONDS) -
     """Run cycles, due or not, until nothing waits; what is held is released."""
     deadline = time.monotonic() + seconds
     cycle = relay.inlets.get("pickup").cycle
+    await cycle.run(include_deferred=True)
     while names := place.names():
         for entry in list(cycle.spool.entries()) if any(n.endswith(".hold") for n in names) else ():
             if entry.file_name.endswith(b".hold"):

@@ -31,6 +31,7 @@ from tests.chaos.server import Ledger, server
 
 DAY = 86_400.0
 NAMES = 25
+LOOK_AHEAD = 4  # so that neither of two relays has all messages open
 
 
 def _judge(row: Row, mails: list[Letter], ledger: Ledger, place: Place, allowed: Counter[tuple[str, str]]) -> None:
@@ -62,7 +63,7 @@ def peers(plan: Plan) -> list[Row]:
         set_up(place, port, directory=directory_at(place, interval_seconds=1), max_connections=2)
         shutil.copytree(place.data, other / "data")
         second = Place(other, place.pickup, other / "data")
-        survivor = serving(place)
+        survivor = serving(place, settings=place.settings(look_ahead=LOOK_AHEAD))
         while not place.logs_left():
             time.sleep(0.01)
         share = len(mails) // row.runs
@@ -90,7 +91,7 @@ def _victim(place: Place, at: int, mode: str, meanwhile: Callable[[], None]) -> 
 
     def work() -> int | None:
         install(Killer(at, mode, fd))
-        return asyncio.run(serve(place))
+        return asyncio.run(serve(place, place.settings(look_ahead=LOOK_AHEAD)))
 
     child = fork(work, place.log)
     os.close(fd)

@@ -58,6 +58,7 @@ def power(plan: Plan) -> list[Row]:
         found: list[Found] = []
         for number, count in share:
             with _Recording(folder / f"recording{number}", plan, number) as recording:
+                recording.kept = folder
                 found += recording.cut(count)
         return found
 
@@ -76,6 +77,8 @@ class _Recording:
 
     def __init__(self, root: Path, plan: Plan, number: int) -> None:
         self.name = f"recording {number}"
+        self.kept = root
+        self.log = ""
         self.chance = random.Random(f"{plan.seed}/{number}")
         self.place: Place = place_at(root)
         self.ledger = Ledger(root / "ledger")
@@ -153,6 +156,11 @@ class _Recording:
         except (RuntimeError, TimeoutError) as error:
             result.misses.append(f"{name}: {error}")
         self._judge(ops, self.ledger.read().times - before, result, name)
+        if result.misses:  # timing brings no recording back: what is needed to look at it
+            evidence = {"ops": self.ops, "at": at, "mode": mode, "found": found, "times": self.times}
+            (self.kept / f"{self.name.replace(' ', '')}-{at}.pickle").write_bytes(
+                pickle.dumps({**evidence, "mails": self.mails, "database": max(commits, default=0), "log": self.log})
+            )
         return result
 
     def _restarted(self) -> None:
@@ -191,6 +199,7 @@ class _Recording:
         left = self.place.names() + self.place.logs_left()
         result.misses += [f"{name}: left over: {left}"] if left else []
         result.misses += [f"{name}: {line}" for line in faults_in(self.place.log)]
+        self.log = self.place.log.read_text() if self.place.log.exists() else ""
         self.place.log.unlink(missing_ok=True)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from core.spool.directory import Delete, DirectorySpool, Verdict
+from core.domain.sidecar import Sidecar
+from core.spool.directory import Delete, DirectorySpool, ToBadmail, Verdict
 from tests.support.spool import claim, claims_allowed, raises_errno, sent, spool_at, write
 
 
@@ -111,3 +112,14 @@ def test_logs_of_the_dead_are_synced_before_they_are_acted_on(path: Path, monkey
     assert synced.take() == [*log, ".mpu/", "in/"]
     heir.dispose([Delete(recovered.claim)])
     heir.close()
+
+
+def test_a_new_badmail_is_synced_before_mail_is_moved_into_it(
+    path: Path, spool: DirectorySpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = claim(spool, write(path))
+    synced = Synced(monkeypatch)
+    spool.dispose([ToBadmail(claimed, Sidecar(reason="no"), "no")])
+    names = synced.take()
+    assert (path / "badmail" / "x.eml").exists()
+    assert names.index("in/") < names.index("x.eml.reason.txt"), "the first thing in it comes after its own name"

@@ -67,6 +67,7 @@ def examine(place: Place, name: bytes, *, event_seen: bool) -> Opened:
         lock_fd = take_lock(place, fd, name)
         leads_to(place.work_fd, name, found.st_ino)
         place.seen.pop(name, None)
+        place.changed.pop(name, None)
         identity, sidecar = known(place, place.prefix + name, identity)
         if sidecar is not None:
             _due(place, sidecar)
@@ -83,6 +84,9 @@ def claim(place: Place, opened: Opened) -> Claim:
     """Step 6. Raises what DirectorySpool.claim names; `opened` is closed then."""
     name = opened.file_name
     locked = name + names.LOCK
+    if place.closed:
+        release(opened)
+        raise DirectoryUnavailable(f"{place.settings.path} is closed", remedy="it is opened at the next run")
     try:
         try:
             kernel.rename_noreplace(name, locked, old_fd=place.work_fd, new_fd=place.work_fd, features=place.features)
@@ -115,6 +119,7 @@ def _same_file(place: Place, opened: Opened, locked: bytes) -> None:
     if found.st_ino == opened.inode and found.st_mtime_ns == identity.mtime_ns and found.st_size == identity.size:
         return
     name = opened.file_name
+    place.changed[name] = found.st_ino
     with suppress(OSError):
         kernel.rename_noreplace(locked, name, old_fd=place.work_fd, new_fd=place.work_fd, features=place.features)
     if found.st_ino != opened.inode:
@@ -127,6 +132,7 @@ def release(opened: Opened) -> None:
     if opened.fd >= 0:
         fd, lock_fd = opened.fd, opened.lock_fd
         opened.fd = opened.lock_fd = -1
+        opened.place.handles.discard(opened)
         close_both(opened.place, fd, lock_fd, opened.file_name)
 
 
@@ -231,7 +237,8 @@ def _no_writer(place: Place, name: bytes, fd: int, found: os.stat_result, *, eve
     if free:
         return
     if free is None:
-        if not (event_seen and found.st_size):
+        ours = place.changed.get(name) == found.st_ino  # the event may be that of its return
+        if ours or not (event_seen and found.st_size):
             _rested(place, name, found, place.settings.quiet_seconds, "it may still be written")
         return
     seen = _see(place, name, found)

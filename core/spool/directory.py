@@ -119,10 +119,11 @@ class DirectorySpool:
         self._sweep()
 
     def _sweep(self) -> None:
-        """Close places that were replaced, once nothing of them is in flight."""
-        for place in [p for p in self._retired if not p.claimed]:
-            self._retired.remove(place)
-            place.close()
+        """Close places that were replaced, once nothing of them is in flight, or waits for its turn."""
+        for place in [p for p in self._retired if not p.claimed and not p.handles]:
+            with suppress(ValueError):  # another thread closes it just now
+                self._retired.remove(place)
+                place.close()
 
     @property
     def claims_allowed(self) -> bool:
@@ -176,6 +177,8 @@ class DirectorySpool:
     def release(self, opened: Opened) -> None:
         """Let go of it unclaimed. Harmless if closed."""
         claiming.release(opened)
+        if self._retired:
+            self._sweep()
 
     def claim(self, opened: Opened) -> Claim:
         """Step 6: rename to `.lck`. On any error `opened` is closed.

@@ -130,6 +130,7 @@ class _Group:
         while True:
             target = each.target
             try:
+                _note_change(place, claim, target.base)
                 if isinstance(each.disposal, ToBadmail):
                     write_reason(target, each.disposal.reason_text)
                 move(place, place.work_fd, locked, target)
@@ -211,6 +212,7 @@ def put_back_now(place: Place, claim: Claim) -> None:
         if place.closed:
             return release(claim.opened)
         name = claim.file_name
+        _note_change(place, claim, name)
         kernel.rename_noreplace(name + names.LOCK, name, old_fd=fd, new_fd=fd, features=place.features)
     except OSError:
         dispose(place, [PutBack(claim)])
@@ -219,6 +221,12 @@ def put_back_now(place: Place, claim: Claim) -> None:
         with suppress(RelayError):
             place.log.disposed([claim.number])
     return finish(place, claim)
+
+
+def _note_change(place: Place, claim: Claim, name: bytes) -> None:
+    """Somebody wrote to it meanwhile: the event of its return must not be taken for that of a writer's end."""
+    if claim.fd >= 0 and claim.opened.changed:
+        place.changed[name] = claim.opened.inode
 
 
 def discard_now(place: Place, claim: Claim) -> None:

@@ -35,10 +35,19 @@ class Opened:
     reject: MessageRejected | None = None  # not None: only fit for badmail (over the size cap, empty and rested)
     lock_fd: int = field(default=-1, repr=False)  # where files can't be locked themselves
 
+    def __post_init__(self) -> None:
+        self.place.handles.add(self)
+
     @property
     def size(self) -> int:
         """Octets."""
         return self.identity.size
+
+    @property
+    def changed(self) -> bool:
+        """Whether somebody wrote to it since it was looked at."""
+        now = os.fstat(self.fd)
+        return now.st_size != self.identity.size or now.st_mtime_ns != self.identity.mtime_ns
 
 
 @dataclass(slots=True, eq=False)

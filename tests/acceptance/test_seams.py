@@ -258,6 +258,22 @@ async def test_who_was_accepted_is_remembered_though_the_recovered_mail_may_not_
             assert [taken.to for taken in server.messages] == [["r1@b.example"]]
 
 
+async def test_a_message_that_waits_for_its_turn_when_its_directory_is_moved_away_goes_all_the_same(
+    tmp_path: Path,
+) -> None:
+    async with SmtpServer(Script(banner=Late(0.3, "220 ready"))) as server:
+        async with running(tmp_path, [account(server)], watch=True) as bench:
+            path = bench.paths["pickup"]
+            bench.drop("a.eml", SIMPLE)
+            await until(lambda: server.accepted, "a connection")
+            os.rename(path, tmp_path / "before")
+            path.mkdir()
+            await bench.get("/queue")  # opens the new one
+            bench.drop("a.eml", mail(2))
+            await until(lambda: len(server.messages) == 2, "delivery")
+            await until(lambda: not bench.names() and os.listdir(tmp_path / "before") == [".mpu"], "the files' end")
+
+
 # --- what wakes it ---------------------------------------------------------------------------------------------------
 
 
@@ -317,6 +333,25 @@ async def test_a_new_file_under_the_name_of_one_in_flight_is_not_forgotten(tmp_p
             await until(lambda: "DATA" in server.commands, "the transaction")
             bench.drop("a.eml", mail(2))
             await until(lambda: len(server.messages) == 2 and not bench.names(), "delivery")
+
+
+async def test_a_file_that_changed_at_its_claim_must_rest_although_its_return_is_an_event(tmp_path: Path) -> None:
+    async with SmtpServer(Script(banner=Late(0.2, "220 ready"))) as server:
+        pickup = pickup_at(tmp_path, watch=True, quiet_seconds=3600)
+        async with running(tmp_path, [account(server)], pickups=[pickup]) as bench:
+            cycle = bench.relay.inlets.get("pickup").cycle
+            cycle.spool.place.features.lease = False
+            path = bench.drop("a.eml", SIMPLE)
+            await until(lambda: server.accepted, "a connection")
+            with path.open("ab") as file:
+                file.write(b"half a li")
+                file.flush()
+                await until(lambda: b"a.eml" in cycle.writing, "the look at its change")
+                bench.drop("b.eml", mail(2))
+                await until(lambda: len(server.messages) == 1, "the other's delivery")
+                await until(lambda: not cycle.in_flight, "rest")
+                assert bench.names() == ["a.eml"]
+                assert b"half" not in server.messages[0].body
 
 
 async def test_when_there_is_room_again_it_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

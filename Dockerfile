@@ -11,9 +11,9 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 WORKDIR /src
 COPY requirements.lock requirements-build.lock ./
 RUN python -m venv /opt/mpu \
- && /opt/mpu/bin/python -m pip install --require-hashes -r requirements.lock \
+ && /opt/mpu/bin/python -m pip install --no-deps --require-hashes -r requirements.lock \
  && python -m venv /opt/build \
- && /opt/build/bin/python -m pip install --require-hashes -r requirements-build.lock
+ && /opt/build/bin/python -m pip install --no-deps --require-hashes -r requirements-build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY api api
 COPY core core

@@ -7,7 +7,7 @@ LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashe
 TESTS ?= tests
 WORKERS ?= auto
 
-.PHONY: help setup run test lint format openapi lock clean
+.PHONY: help setup run test corpora interop fuzz model lint format openapi lock clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -22,13 +22,13 @@ $(BIN)/python:
 
 $(VENV)/.runtime: requirements.lock requirements-build.lock pyproject.toml | $(BIN)/python
 	@echo "Installing what MPU needs into $(VENV)"
-	@$(PIP) install --require-hashes -r requirements.lock -r requirements-build.lock
+	@$(PIP) install --no-deps --require-hashes -r requirements.lock -r requirements-build.lock
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.tools: requirements-dev.lock $(VENV)/.runtime
 	@echo "Installing the tools for tests and checks into $(VENV)"
-	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
 	@touch $@
 
 setup: $(VENV)/.tools ## the environment with all tools; after it there is .venv/bin/mpu
@@ -48,6 +48,21 @@ lint: $(VENV)/.tools ## ruff, mypy, import directions, dependencies, bandit, mig
 
 test: lint ## everything that must hold: lint, then all tests with coverage of branches
 	$(BIN)/pytest -n $(WORKERS) --cov --cov-branch --cov-report=term:skip-covered $(TESTS)
+
+model: $(VENV)/.tools ## the relay against the model for a long time: EXAMPLES=500 STEPS=40
+	MODEL_EXAMPLES=$(or $(EXAMPLES),500) MODEL_STEPS=$(or $(STEPS),40) $(BIN)/pytest -q tests/acceptance/test_model.py
+
+corpora: $(VENV)/.tools ## mails of other projects through the relay; fetches them into var/corpora
+	$(BIN)/pytest -q tests/corpora tests/corpora/all.py
+
+interop: $(VENV)/.tools ## real Postfix, Exim, OpenSMTPD, aiosmtpd, smtp-server, Haraka; writes docs/interop.md; as root
+	$(BIN)/python -m tests.interop --write
+
+fuzz: $(VENV)/.tools ## look for octets that break the parsers: MINUTES=1 a target, TARGETS="message reply"
+	@$(PIP) install --require-hashes --no-deps --target var/fuzz/site --upgrade -r requirements-fuzz.lock
+	@for target in $(or $(TARGETS),message address address_list reply body recode); do echo "$$target"; \
+		PYTHONPATH=var/fuzz/site:. $(BIN)/python -m tests.fuzz $$target var/fuzz \
+			-max_total_time=$$(( $(or $(MINUTES),1) * 60 )) || exit 1; done
 
 format: $(VENV)/.tools ## put the code into shape
 	$(BIN)/ruff format .

@@ -23,7 +23,7 @@ import structlog
 from core.domain.account import Account, Directory
 from core.domain.clock import Clock
 from core.domain.envelope import Recipient, rewrite_sender
-from core.domain.lifecycle import Disposition, Settlement, settle
+from core.domain.lifecycle import Disposition, Settlement, letter, settle
 from core.domain.message import MessageIdentity
 from core.domain.outcome import AccountFault, Attempt, Blame, Outcome, RecipientOutcome
 from core.domain.reply import Phase
@@ -664,7 +664,7 @@ def _disposal(claim: Claim, settlement: Settlement) -> Disposal:
             return PutBack(claim, settlement.sidecar)
         case Disposition.BADMAIL:
             assert settlement.sidecar is not None
-            return ToBadmail(claim, settlement.sidecar, settlement.reason)
+            return ToBadmail(claim, settlement.sidecar, letter(settlement))
         case Disposition.HOLD:
             assert settlement.sidecar is not None
             return Hold(claim, settlement.sidecar)

@@ -25,6 +25,7 @@ from core.domain.outcome import Blame, Outcome, RecipientOutcome
 from core.domain.sidecar import Sidecar
 
 EXPIRY_MIN_ATTEMPTS = 5
+REFUSALS_KEPT = 100  # lines of a dead letter's reason
 DAY_SECONDS = 86_400.0
 
 
@@ -72,8 +73,16 @@ def settle(
     accepted = was.accepted | {r for r, o in known.items() if o.outcome is Outcome.SENT}
     failed = (was.failed | {r for r, o in known.items() if o.outcome is Outcome.FAILED}) - accepted
     open_recipients = [r for r in recipients if r not in accepted and r not in failed]
-    worst = _worst(known.values())
-    after = replace(was, accepted=accepted, failed=failed, account=account or was.account)
+    # what it waits for, if it waits; else why it is dead
+    worst = _worst(known[r] for r in open_recipients if r in known) or _worst(known.values())
+    news = [explain(o) for r, o in known.items() if o.outcome is Outcome.FAILED and r not in was.failed]
+    after = replace(
+        was,
+        accepted=accepted,
+        failed=failed,
+        refusals=(*was.refusals, *news)[:REFUSALS_KEPT] if news else was.refusals,
+        account=account or was.account,
+    )
     if worst is not None:
         after = replace(
             after,
@@ -109,6 +118,21 @@ def settle(
     )
     status = Outcome.UNKNOWN if unknown else Outcome.DEFERRED
     return Settlement(Disposition.PUT_BACK, status, replace(after, due_at=now + delay), after.reason)
+
+
+def letter(settlement: Settlement) -> str:
+    """The text beside a dead letter, for people: every recipient that failed, and how many have it already."""
+    sidecar = settlement.sidecar
+    if sidecar is None:
+        return settlement.reason
+    lines = [settlement.reason] if settlement.expired or not sidecar.refusals else []
+    lines += sidecar.refusals
+    untold = len(sidecar.failed) - len(sidecar.refusals) - len(settlement.expired)
+    if untold > 0:
+        lines.append(f"and {untold} more")
+    if sidecar.accepted:
+        lines.append(f"Recipients that have it already: {len(sidecar.accepted)}. A retry does not send to them again.")
+    return "\n".join(lines)
 
 
 def restart(before: Sidecar | None) -> Sidecar:

@@ -17,6 +17,7 @@ class Sidecar:
     due_at: float | None = None
     accepted: frozenset[str] = frozenset()  # mailboxes that a server took: never sent to again
     failed: frozenset[str] = frozenset()  # mailboxes refused for good, while others are still tried
+    refusals: tuple[str, ...] = ()  # a line for each of these, for people; the first 100
     message_id: str | None = None  # that was added, so that it stays the same
     date: str | None = None
     possible_duplicate: bool = False

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from core.domain.account import DotStuffing
-from core.domain.message import parse_message_id
+from core.domain.message import State, parse_message_id
 from core.domain.outcome import Outcome
 from core.domain.reply import Phase
 from core.errors import DirectoryUnavailable, FieldError, InvalidSettings, NotFound, StateConflict
@@ -114,7 +114,7 @@ class Messages:
             id=message_id,
             directory=queued[0].directory if queued else known.directory if known else "",
             file_name=queued[0].file_name if queued else _name_of(message_id),
-            state=queued[0].state if queued else _left(known),
+            state=queued[0].state if queued else _left(known, configured=self._configured(message_id)),
             internet_message_id=known.internet_message_id if known else None,
             sender=sender,
             subject=known.subject if known else None,
@@ -128,6 +128,13 @@ class Messages:
             attempts=_attempts(known),
             acts=tuple(ActView(a.at, a.key, a.act, a.detail) for a in acts),
         )
+
+    def _configured(self, message_id: str) -> bool:
+        try:
+            self.queue.inlets.get(parse_message_id(message_id).directory)
+        except NotFound:
+            return False
+        return True
 
     # --- what would happen ---
 
@@ -191,11 +198,17 @@ def _name_of(message_id: str) -> str:
     return shown(parse_message_id(message_id).name)
 
 
-def _left(known: history.Life | None) -> Literal["sent", "failed", "deleted"]:
-    """How it left; a file that is neither there nor settled was taken away by somebody else."""
+def _left(known: history.Life | None, *, configured: bool) -> State | Literal["sent", "failed", "deleted"]:
+    """How it left. A file that is neither there nor settled was taken away by somebody else; without its directory's
+    settings nobody can look.
+    """
     if known is None or known.status is Status.SENT:
         return "sent"
-    return "failed" if known.status is Status.FAILED else "deleted"
+    if known.status is Status.FAILED:
+        return "failed" if configured else State.BADMAIL
+    if known.status is Status.DELETED or configured:
+        return "deleted"
+    return State.DEFERRED
 
 
 def _recipients(known: history.Life | None) -> tuple[RecipientView, ...]:

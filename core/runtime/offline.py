@@ -29,7 +29,7 @@ class OfflineRelay(Relay):
 
     async def open(self) -> None:
         """Migrate and open the database, with a first key in a new one. Raises DatabaseUnavailable, StorageFull."""
-        await self._compose(await asyncio.to_thread(self._open_store))
+        self._compose(await self._open_with_key())
         self.keys = _NoKeys(self.store, self.audit, clock=self.clock)
 
     async def close(self) -> None:

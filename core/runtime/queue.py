@@ -338,6 +338,7 @@ class Queue:
 def deleted(directory: str, entry: Entry, envelope: Envelope | None, actor: Actor) -> ledger.Entry:
     """What the history is told of a message that an operator deleted; what was sent of it stays sent."""
     was = entry.sidecar
+    recipients = envelope.recipients if envelope is not None else ()
     return ledger.Entry(
         message_id=entry.identity.id,
         directory=directory,
@@ -346,7 +347,7 @@ def deleted(directory: str, entry: Entry, envelope: Envelope | None, actor: Acto
         arrived_at=entry.mtime,
         status=ledger.Status.DELETED,
         finished=True,
-        rest=tuple(r.mailbox for r in envelope.recipients) if envelope is not None else (),
+        rest=tuple(r.mailbox for r in recipients if was is None or r.mailbox not in was.accepted),
         reason=f"deleted by {actor.key_name}",
         attempts_counted=was.attempts if was else 0,
         first_attempt_at=was.first_attempt_at if was else None,

@@ -15,6 +15,8 @@ from core.runtime.queue import WAITS, Queue
 from core.runtime.views import ReasonRow, WaitingFor
 from core.spool.directory import Entry
 
+_DEFERRED = "Nothing to do: it is tried again when due; a retry makes it due now."
+_HELD = "Look at the provider whether it was delivered, then release or delete it."
 _Key = tuple[str | None, int | None, str | None, str]  # account, code, enhanced code, text
 
 
@@ -84,7 +86,8 @@ class Reasons:
         if was is None:
             return None, None, ""
         blame = Blame(was.blame) if was.blame else None
-        return (was.account, was.code, was.enhanced_code, was.text or was.reason), blame, ""
+        remedy = _HELD if entry.state is State.HELD else _DEFERRED
+        return (was.account, was.code, was.enhanced_code, was.text or was.reason), blame, remedy
 
     def _blocked_reason(self, block: Refusal) -> tuple[_Key, Blame, str]:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import platform
 import random
 import socket
@@ -23,7 +24,7 @@ from core.delivery import Delivered, Delivery, Limits
 from core.domain.account import Directory
 from core.domain.circuit import Pause, PausedBy
 from core.domain.clock import Clock
-from core.errors import NotRunning, RelayError
+from core.errors import DatabaseNewer, DatabaseUnavailable, NotRunning, RelayError, StorageFull
 from core.runtime.accounts import Accounts
 from core.runtime.alerts import Alerts
 from core.runtime.audit import Audit
@@ -62,6 +63,7 @@ from core.store.tables import REVISION
 log = structlog.get_logger()
 
 ABORTED_SECONDS = 2.0  # what was cut off has its outcome at once; only its commit is waited for
+START_AGAIN_SECONDS = (1.0, 2.0, 5.0, 10.0)  # between tries of a start that failed; the last goes on
 CLOSE_SECONDS = 5.0  # for a last commit; what can't be committed is told by the directory's log at the next start
 
 
@@ -81,6 +83,7 @@ class Relay:
         self._state = "new"
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
+        self._retrying: asyncio.Task[None] | None = None
         self._was_healthy = True
 
     def __getattr__(self, name: str) -> Any:
@@ -93,16 +96,44 @@ class Relay:
     # --- start ---
 
     async def start(self) -> None:
-        """Until ready. A database that can't be used leaves the API up and everything else off; see `health`."""
+        """Until ready. A database that can't be used leaves the API up and everything else off; see `health`.
+
+        What may pass (no space, a lock, a disk that is not there yet) is tried again until it works.
+        """
         self._state = "starting"
+        if not await self._try_start() and _may_pass(self.failure):
+            self._retrying = asyncio.get_running_loop().create_task(self._start_again())
+
+    async def _start_again(self) -> None:
+        for delay in itertools.chain(START_AGAIN_SECONDS, itertools.repeat(START_AGAIN_SECONDS[-1])):
+            await asyncio.sleep(delay)
+            if await self._try_start() or not _may_pass(self.failure):
+                return
+
+    async def _try_start(self) -> bool:
         try:
-            store = await asyncio.to_thread(self._open_store)
+            store = await self._open_with_key()
         except RelayError as error:
-            self.failure = error
-            self._state = "failed"
-            log.error("nothing is sent", reason=error.detail, remedy=error.remedy)  # noqa: TRY400 - the cause is known
-            return
-        await self._compose(store)
+            if self.failure is None or self.failure.detail != error.detail:
+                log.error("nothing is sent", reason=error.detail, remedy=error.remedy)  # noqa: TRY400 - cause is known
+            self.failure, self._state = error, "failed"
+            return False
+        self.failure, self._state = None, "starting"
+        await self._run(store)
+        return True
+
+    async def _open_with_key(self) -> Store:
+        """The store, with a first key in a new one."""
+        store = await asyncio.to_thread(self._open_store)
+        try:
+            await store.write(lambda session: ensure_key(session, self.settings, self.clock))
+        except RelayError:
+            await asyncio.to_thread(store.close, CLOSE_SECONDS)
+            raise
+        return store
+
+    async def _run(self, store: Store) -> None:
+        self._compose(store)
         if self.settings.demo:
             await self._start_demo()
         await self._take_over()
@@ -127,7 +158,7 @@ class Relay:
             secret_key=secret.get_secret_value() if secret is not None else None,
         )
 
-    async def _compose(self, store: Store) -> None:
+    def _compose(self, store: Store) -> None:
         settings, clock = self.settings, self.clock
         loop = asyncio.get_running_loop()
         self.store = store
@@ -136,7 +167,6 @@ class Relay:
             loop.call_soon_threadsafe(self._on_health)
 
         store.ledger.on_health = on_health
-        await store.write(lambda session: ensure_key(session, settings, clock))
         self.audit = Audit(store, clock=clock)
         self.keys = Keys(store, self.audit, clock=clock)
         self.history = History(store)
@@ -385,6 +415,9 @@ class Relay:
     async def stop(self) -> None:
         """Finish what is in flight, then close everything. Harmless when called twice."""
         self.begin_stop()
+        if self._retrying is not None:
+            self._retrying.cancel()
+            await asyncio.gather(self._retrying, return_exceptions=True)
         if self._state in ("stopped", "failed", "new") or "store" not in self.__dict__:
             self._state = "stopped"
             return
@@ -412,6 +445,11 @@ class Relay:
         await asyncio.to_thread(self.store.close, CLOSE_SECONDS)
         self._state = "stopped"
         log.info("stopped")
+
+
+def _may_pass(failure: RelayError | None) -> bool:
+    """A database of a newer MPU stays one; a full disk or a lock doesn't."""
+    return isinstance(failure, DatabaseUnavailable | StorageFull) and not isinstance(failure, DatabaseNewer)
 
 
 class _Gate:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from core.domain.account import MessageFormat
 from core.domain.lifecycle import restart
-from core.domain.message import MessageId, State
+from core.domain.message import MessageId, MessageIdentity, State
 from core.domain.sidecar import Sidecar
 from core.errors import (
     MessageBusy,
@@ -125,6 +125,7 @@ def submit(place: Place, chunks: Iterable[bytes], name: bytes | str | None) -> E
             _fill(place, fd, chunks)
             os.fchmod(fd, 0o640)
             os.fsync(fd)
+            found = os.fstat(fd)
             file_name = _into(place, spool_fd, temporary, base)
         except BaseException:
             with suppress(OSError):
@@ -133,15 +134,14 @@ def submit(place: Place, chunks: Iterable[bytes], name: bytes | str | None) -> E
         finally:
             os.close(fd)
         sync_directory(place, place.work_fd)
-        entry = entry_at(place, place.work_fd, file_name, place.prefix + file_name)
     except OSError as error:
         raise claim_error(place, error) from None
     finally:
         if spool_fd != place.mpu_fd:
             os.close(spool_fd)
-    if entry is None:  # claimed before we looked
-        raise MessageBusy("it is being sent already")
-    return entry
+    # by its descriptor, not its name: it may be sent and gone already
+    identity = MessageIdentity(place.settings.name, file_name, found.st_mtime_ns, found.st_size)
+    return Entry(identity, State.WAITING, place.prefix + file_name, found.st_size, found.st_mtime)
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------

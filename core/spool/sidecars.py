@@ -13,7 +13,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ _TICK_NS = 50_000_000  # changes within one tick of the kernel's clock may bear 
 _FEW = 1_000
 _REFRESH_SECONDS = 0.1
 _FIELDS = {f.name: f for f in dataclasses.fields(Sidecar)}
-_SETS = frozenset({"accepted", "failed"})
+_LISTS: dict[str, Callable[[Iterable[str]], Any]] = {"accepted": frozenset, "failed": frozenset, "refusals": tuple}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def encode(draft: Draft) -> bytes:
     for name, field in _FIELDS.items():
         value = getattr(draft.sidecar, name)
         if value != field.default:
-            record[name] = sorted(value) if name in _SETS else value
+            record[name] = (list(value) if isinstance(value, tuple) else sorted(value)) if name in _LISTS else value
     return json.dumps(record, separators=(",", ":")).encode("ascii")
 
 
@@ -83,7 +83,9 @@ def decode(data: bytes, *, file_hash: str, inode: int) -> tuple[Record, Sidecar]
     """The opposite. Raises ValueError for what isn't one."""
     raw = json.loads(data)
     try:
-        values: dict[str, Any] = {n: frozenset(map(str, raw[n])) if n in _SETS else raw[n] for n in _FIELDS if n in raw}
+        values: dict[str, Any] = {
+            n: _LISTS[n](map(str, raw[n])) if n in _LISTS else raw[n] for n in _FIELDS if n in raw
+        }
         record = Record(
             file_hash=file_hash,
             file_name=os.fsencode(raw["file"]),

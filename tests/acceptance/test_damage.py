@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 
 from core.domain.account import AuthMethod
+from core.runtime import relay as relay_module
+from core.runtime.relay import Relay
 from core.store.store import DATABASE_FILE
 from tests.support.command import mpu
-from tests.support.relay import Bench, account, mail, running, until
+from tests.support.relay import Bench, account, mail, running, settings_for, until
 from tests.support.service import mail_server, service, taken, wait_until
 from tests.support.smtp_server import SmtpServer
 
@@ -267,3 +269,21 @@ def test_the_command_says_what_to_do_when_the_key_is_no_key(tmp_path: Path) -> N
         assert "secret.key" in answer.json()["remedy"] + answer.json()["detail"]
         assert one.stop() == 0
     assert (data / "secret.key").read_text() == "garbage\n", "what might still be mended must not be replaced"
+
+
+async def test_a_start_that_failed_for_want_of_room_goes_on_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "START_AGAIN_SECONDS", (0.01,))
+    settings = settings_for(tmp_path)
+    settings.data_dir.parent.mkdir(exist_ok=True)
+    settings.data_dir.write_text("not a folder yet: as good as a full or missing disk")
+    relay = Relay(settings)
+    await relay.start()
+    try:
+        assert relay.health().status == "unavailable"
+        settings.data_dir.unlink()
+        await until(lambda: relay.health().status == "ready", "the start")
+    finally:
+        await relay.stop()
+    assert relay.state == "stopped"

@@ -32,3 +32,25 @@ async def test_a_cursor_that_no_page_gave_is_refused_as_in_every_list(tmp_path: 
         answer = await bench.http.get("/queue/messages", params={"cursor": cursor})
         assert answer.status_code == 422
         assert [(e["pointer"], e["code"]) for e in answer.json()["errors"]] == [("query/cursor", "bad_cursor")]
+
+
+async def test_a_mail_handed_over_by_http_is_accepted_though_it_is_sent_at_once(tmp_path: Path) -> None:
+    async with SmtpServer() as server, running(tmp_path, [account(server)], watch=True) as bench:
+        for number in range(20):
+            answer = await bench.http.post(
+                "/messages",
+                params={"directory": "pickup"},
+                content=mail(number),
+                headers={"Content-Type": "message/rfc822", "Idempotency-Key": str(number)},
+            )
+            assert answer.status_code == 202, answer.text
+        await until(lambda: len(server.messages) == 20 and not bench.names(), "delivery")
+        again = await bench.http.post(
+            "/messages",
+            params={"directory": "pickup"},
+            content=mail(0),
+            headers={"Content-Type": "message/rfc822", "Idempotency-Key": "0"},
+        )
+        assert again.status_code == 202
+        await bench.drain()
+        assert len(server.messages) == 20

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from core.domain.account import Directory, OnUnknown
-from core.domain.lifecycle import EXPIRY_MIN_ATTEMPTS, Disposition, Settlement, explain, restart, settle
+from core.domain.lifecycle import EXPIRY_MIN_ATTEMPTS, Disposition, Settlement, explain, letter, restart, settle
 from core.domain.outcome import Blame, Outcome, RecipientOutcome
 from core.domain.reply import Phase
 from core.domain.sidecar import Sidecar
@@ -104,13 +104,25 @@ def test_what_is_remembered_of_a_deferral() -> None:
         due_at=NOW + 60,
         accepted=frozenset({A}),
         failed=frozenset({B}),
-        reason=f"{B}: 550 5.1.1 no such user (rcpt)",
-        text="5.1.1 no such user",
+        refusals=(f"{B}: 550 5.1.1 no such user (rcpt)",),
+        reason=f"{C}: 450 4.2.1 too quickly (rcpt)",
+        text=LATER.text,
         blame="recipient",
-        code=550,
-        enhanced_code="5.1.1",
+        code=450,
+        enhanced_code="4.2.1",
         account="out",
     )
+
+
+def test_the_letter_names_every_refused_recipient_and_counts_those_that_have_it() -> None:
+    first = decide(SENT, NEVER, LATER)
+    last = decide(None, None, NEVER, before=first.sidecar)
+    assert last.disposition is BADMAIL
+    assert letter(last).splitlines() == [
+        f"{B}: 550 5.1.1 no such user (rcpt)",
+        f"{C}: 550 5.1.1 no such user (rcpt)",
+        "Recipients that have it already: 1. A retry does not send to them again.",
+    ]
 
 
 def test_recipients_of_earlier_claims_stay_decided() -> None:
@@ -310,12 +322,13 @@ def test_an_outcome_in_one_line(outcome: RecipientOutcome, line: str) -> None:
 @pytest.mark.parametrize(
     ("outcomes", "named"),
     [
-        ((LATER, NEVER), B),
+        ((LATER, NEVER), A),
         ((LATER, UNKNOWN), B),
-        ((UNKNOWN, NEVER, LATER), B),
+        ((UNKNOWN, NEVER, LATER), A),
         ((SENT, LATER, LATER), B),
         ((LATER, LATER), A),
+        ((SENT, NEVER, NEVER), B),
     ],
 )
-def test_the_worst_outcome_is_the_reason(outcomes: tuple[RecipientOutcome, ...], named: str) -> None:
+def test_the_worst_outcome_of_those_that_wait_is_the_reason(outcomes: tuple[RecipientOutcome, ...], named: str) -> None:
     assert decide(*outcomes).reason.startswith(f"{named}: ")

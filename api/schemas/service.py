@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from api.schemas.base import NAME_PATTERN, FutureTimeIn, In, Out, Printable, Time
 
@@ -40,6 +40,8 @@ class LivePublic(Out):
 
 class ReadyPublic(Out):
     """One word; where it is `unavailable`, another one for the reason."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)  # the reason is left out elsewhere
 
     status: Literal["ready", "degraded", "unavailable"]
     reason: str | None = Field(

@@ -276,6 +276,8 @@ class Cycle:
 
     def _block(self) -> Refusal | None:
         """Why no message of this directory could go now, without opening any."""
+        if not self.directory.enabled:
+            return Refusal("", "disabled")
         if self.paused():
             return Refusal("", "directory_paused")
         if self.storage is not None and not self.spool.claims_allowed:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.relay import account, mail, running
-from tests.support.smtp_server import SmtpServer
+from tests.support.clock import ManualClock
+from tests.support.relay import account, mail, running, until
+from tests.support.smtp_server import Script, SmtpServer
 
 
 async def test_each_message_appears_once_over_all_pages_whatever_its_name(tmp_path: Path) -> None:
@@ -54,3 +55,22 @@ async def test_a_mail_handed_over_by_http_is_accepted_though_it_is_sent_at_once(
         assert again.status_code == 202
         await bench.drain()
         assert len(server.messages) == 20
+
+
+async def test_a_directory_that_is_not_enabled_sends_nothing_however_it_is_asked(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with SmtpServer(Script(rcpt={"*": ["450 4.2.0 later", None]})) as server:
+        async with running(tmp_path, [account(server)], clock=clock) as bench:
+            bench.drop("a.eml", mail(1))
+            await bench.drain()
+            (queued,) = (await bench.get("/queue/messages"))["items"]
+            answer = await bench.http.patch("/directories/pickup", json={"enabled": False})
+            assert answer.status_code == 200, answer.text
+            for act in ("retry", "hold", "release"):
+                answer = await bench.http.post(f"/queue/messages/{queued['id']}/{act}")
+                assert answer.status_code == 200, answer.text
+            result = await bench.drain(include_deferred=True)
+            assert result["directories"][0]["skipped"] == "disabled"
+            assert (server.messages, bench.names()) == ([], ["a.eml"])
+            await bench.http.patch("/directories/pickup", json={"enabled": True})
+            await until(lambda: server.messages and not bench.names(), "delivery")

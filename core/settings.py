@@ -31,6 +31,14 @@ CLIENT_VARIABLES = frozenset(
     {"MPU_CONFIG", "MPU_URL", *(f"MPU_SMTP_{word}" for word in ("HOST", "PORT", "SECURITY", "USERNAME", "PASSWORD"))}
 )
 MAX_FILE_BYTES = 1 << 20  # of a settings or secret file
+MAX_KEY_CHARACTERS = 500
+KEY_RULE = f"one line of visible ASCII, at most {MAX_KEY_CHARACTERS} characters"
+_KEY = re.compile(f"[!-~]{{1,{MAX_KEY_CHARACTERS}}}")
+
+
+def is_key(text: str) -> bool:
+    """Whether it can be an API key at all: it must fit a header as it is (RFC 9110 section 5.5)."""
+    return _KEY.fullmatch(text) is not None
 
 
 class SettingsError(RelayError):
@@ -183,6 +191,8 @@ class Settings(BaseModel):
     def _long_key(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(value.get_secret_value()) < 16:
             raise ValueError("is shorter than 16 characters; `openssl rand -hex 32` makes one")
+        if value is not None and not is_key(value.get_secret_value()):
+            raise ValueError(f"is not {KEY_RULE}")
         return value
 
     @model_validator(mode="after")

@@ -15,10 +15,11 @@ from typing import Annotated, Any, Self
 import httpx
 import typer
 
-from api.cli.output import EXIT_FAILED, EXIT_UNREACHABLE, complain
-from core.settings import DEFAULT_DATA_DIR, DEMO_DATA_DIR
+from api.cli.output import EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, complain
+from core.settings import DEFAULT_DATA_DIR, DEMO_DATA_DIR, KEY_RULE, is_key
 
 PAGE = 500
+MAX_KEY_FILE_BYTES = 4096  # more is no key file, whatever it is
 Url = Annotated[str | None, typer.Option("--url", envvar="MPU_URL", help="Where the service is.", show_envvar=True)]
 KeyFile = Annotated[
     Path | None, typer.Option("--key-file", envvar="MPU_API_KEY_FILE", help="File with the API key.", show_envvar=True)
@@ -31,8 +32,18 @@ class Failed(typer.Exit):
 
 
 def base_url(url: str | None, environ: Mapping[str, str] | None = None) -> str:
-    """Where the service answers, without a slash at the end."""
+    """Where the service answers, without a slash at the end. Raises Failed for what is no URL, having said that."""
     environ = os.environ if environ is None else environ
+    where = _base_url(url, environ)
+    try:
+        httpx.URL(where)
+    except httpx.InvalidURL as error:
+        complain(f"{where} is no URL: {error}", "Correct --url or MPU_URL, MPU_HOST and MPU_PORT.")
+        raise Failed(EXIT_USAGE) from None
+    return where
+
+
+def _base_url(url: str | None, environ: Mapping[str, str]) -> str:
     if url:
         return (url if "://" in url else f"http://{url}").rstrip("/")
     host = environ.get("MPU_HOST") or "127.0.0.1"
@@ -43,22 +54,27 @@ def base_url(url: str | None, environ: Mapping[str, str] | None = None) -> str:
 
 
 def find_key(key_file: Path | None, environ: Mapping[str, str] | None = None) -> str:
-    """The key. Says what is missing and raises Failed where there is none."""
+    """The key. Says what is wrong, but never what was read, and raises Failed where there is none."""
     environ = os.environ if environ is None else environ
     if key_file is None and environ.get("MPU_API_KEY"):
-        return environ["MPU_API_KEY"]
+        key = environ["MPU_API_KEY"].strip()
+        if is_key(key):
+            return key
+        complain(f"MPU_API_KEY is not {KEY_RULE}", "Set it anew, or name a file with the key: --key-file.")
+        raise Failed(EXIT_FAILED)
     data_dirs = [Path(environ["MPU_DATA_DIR"])] if environ.get("MPU_DATA_DIR") else [DEMO_DATA_DIR, DEFAULT_DATA_DIR]
     candidates = [key_file] if key_file is not None else [data_dir / "api-key" for data_dir in data_dirs]
     reasons = []
     for path in candidates:
         try:
-            key = path.read_text().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reasons.append(f"{path}: {getattr(error, 'strerror', None) or error}")
+            with path.open("rb") as file:
+                key = file.read(MAX_KEY_FILE_BYTES + 1).strip().decode("latin-1")
+        except OSError as error:
+            reasons.append(f"{path}: {error.strerror}")
             continue
-        if key:
+        if is_key(key):
             return key
-        reasons.append(f"{path}: empty")
+        reasons.append(f"{path} holds no API key, which is {KEY_RULE}" if key else f"{path}: empty")
     complain(f"no API key ({'; '.join(reasons)})", "Set MPU_API_KEY, or name a file with the key: --key-file.")
     raise Failed(EXIT_FAILED)
 
@@ -98,10 +114,14 @@ class Client:
                 f"{self.url} does not answer: {error}", "Is the service running (mpu serve)? Set MPU_URL or --url."
             )
             raise Failed(EXIT_UNREACHABLE) from None
-        if answer.is_success:
+        if not answer.is_success:
+            complain_of(answer)
+            raise Failed(EXIT_FAILED)
+        try:
             return answer.json() if answer.content else None
-        complain_of(answer)
-        raise Failed(EXIT_FAILED)
+        except ValueError:
+            complain(f"what answers at {self.url} is not MPU: it sent no JSON", "Set MPU_URL or --url.")
+            raise Failed(EXIT_FAILED) from None
 
     def items(self, path: str, limit: int, **query: object) -> Iterator[dict[str, Any]]:
         """At most `limit` rows of a list, page by page."""
@@ -130,6 +150,8 @@ def complain_of(answer: httpx.Response) -> None:
     detail = str(problem.get("detail") or problem.get("title") or answer.reason_phrase)
     complain(f"{detail} ({answer.status_code})", str(problem.get("remedy") or ""))
     for error in problem.get("errors") or []:
-        complain(f"{error.get('pointer')}: {error.get('detail')}")
+        line = f"{error.get('pointer')}: {error.get('detail')}"
+        if line not in detail:  # which sums up the first of them
+            complain(line)
     if problem.get("required_scope"):
         complain(f"a key with the scope {problem['required_scope']!r} is needed")

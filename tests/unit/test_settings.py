@@ -68,6 +68,9 @@ def test_the_demo_lives_in_var_and_offers_it_as_pickup_root(monkeypatch: pytest.
         ({}, {"MPU_PICKUP_ROOTS": "[1"}, "", "MPU_PICKUP_ROOTS: .*JSON"),
         ({}, {"MPU_ALLOWED_SMTP_PORTS": "25,99999"}, "", "MPU_ALLOWED_SMTP_PORTS"),
         ({}, {"MPU_API_KEY": "tiny"}, "", "MPU_API_KEY: .*16 characters"),
+        ({}, {"MPU_API_KEY": "s" * 20 + "\n"}, "", "MPU_API_KEY: .*visible ASCII"),
+        ({}, {"MPU_API_KEY": "\u00e9" * 20}, "", "MPU_API_KEY: .*visible ASCII"),
+        ({}, {"MPU_API_KEY": "s" * 501}, "", "MPU_API_KEY: .*500 characters"),
         ({}, {"MPU_API_KEY_FILE": "/nonexistent"}, "", "MPU_API_KEY_FILE: /nonexistent can't be read"),
         ({}, {"MPU_LOG_FORMAT": "xml"}, "", "MPU_LOG_FORMAT"),
         ({}, {"MPU_TLS_KEY_FILE": "/k"}, "", "go together"),
@@ -79,7 +82,10 @@ def test_errors_name_the_source_and_not_the_value(
     (tmp_path / "mpu.toml").write_text(toml)
     with pytest.raises(SettingsError, match=named) as caught:
         load(tmp_path, options, **environ)
-    assert not any(value in str(caught.value) for value in environ.values() if value in ("tiny", "eighty", "xml"))
+    shown = str(caught.value)
+    assert not any(value in shown for value in environ.values() if value in ("tiny", "eighty", "xml"))
+    assert "sss" not in shown
+    assert "\u00e9" not in shown
 
 
 def test_all_errors_are_told_at_once(tmp_path: Path) -> None:

@@ -213,6 +213,32 @@ def test_problems_are_told_in_words(service: Answers, capsys: pytest.CaptureFixt
     assert "(502)" in capsys.readouterr().err
 
 
+def test_an_error_is_told_once(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
+    errors = [{"pointer": "/directories/0", "code": "not_found", "detail": "there is no directory 'nosuch'"}]
+    errors.append({"pointer": "/more", "code": "required", "detail": "is needed"})
+    problem = {"detail": "/directories/0: there is no directory 'nosuch'", "errors": errors}
+    service.lay("GET /queue", problem, 422)
+    assert mpu("queue") == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "mpu: /directories/0: there is no directory 'nosuch' (422)",
+        "mpu: /more: is needed",
+    ]
+
+
+def test_another_service_is_told_from_mpu(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
+    service.lay("GET /queue", "<html>hello")
+    assert mpu("queue") == 1
+    assert "is not MPU" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_key_is_not_shown(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mpu("queue", "--key-file", "/etc/passwd") == 1
+    shown = capsys.readouterr()
+    assert "holds no API key" in shown.err
+    assert "root:" not in shown.out + shown.err
+    assert service.asked == []
+
+
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     with http_answers() as gone:
         url = gone.url

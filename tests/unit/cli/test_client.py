@@ -35,6 +35,35 @@ def test_where_the_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert find_key(tmp_path / "named", {"MPU_API_KEY": "given"}) == "named"
 
 
+@pytest.mark.parametrize("url", ["http://[::", "http://example.org:port", "http://\u00e9%%/"])
+def test_what_is_no_url_is_told(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(Failed):
+        base_url(url, {})
+    assert "is no URL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong", ["root:x:0:0::/root\nsecond:x", "sécret-sécret-sécret", "two words", "secret\x00", "s" * 501, "s" * 10_000]
+)
+def test_what_is_no_key_is_never_shown(wrong: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text(wrong)
+    (tmp_path / "octets").write_bytes(b"\xff\xfe" + wrong.encode())
+    with pytest.raises(Failed):
+        find_key(None, {"MPU_API_KEY": wrong})
+    for file in ("file", "octets"):
+        with pytest.raises(Failed):
+            find_key(tmp_path / file, {})
+    shown = capsys.readouterr().err
+    assert shown.count("one line of visible ASCII, at most 500 characters") == 3
+    for part in ("root:", "second:", "cret-", "two ", "sss"):
+        assert part not in shown
+
+
+def test_the_longest_key_is_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("!" * 250 + "~" * 250 + "\r\n")
+    assert find_key(tmp_path / "file", {}) == "!" * 250 + "~" * 250
+
+
 def test_a_missing_key_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "api-key").write_text(" \n")
     with pytest.raises(Failed):

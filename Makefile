@@ -7,7 +7,7 @@ LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashe
 TESTS ?= tests
 WORKERS ?= auto
 
-.PHONY: help setup run test corpora interop fuzz model lint format openapi lock clean
+.PHONY: help setup run test corpora interop fuzz model chaos lint format openapi lock clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -63,6 +63,9 @@ fuzz: $(VENV)/.tools ## look for octets that break the parsers: MINUTES=1 a targ
 	@for target in $(or $(TARGETS),message address address_list reply body recode); do echo "$$target"; \
 		PYTHONPATH=var/fuzz/site:. $(BIN)/python -m tests.fuzz $$target var/fuzz \
 			-max_total_time=$$(( $(or $(MINUTES),1) * 60 )) || exit 1; done
+
+chaos: $(VENV)/.tools ## every promise with the figures of its table: kills, power cuts, full disks (about an hour)
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 format: $(VENV)/.tools ## put the code into shape
 	$(BIN)/ruff format .

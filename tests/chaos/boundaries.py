@@ -71,7 +71,7 @@ def boundaries(plan: Plan) -> list[Row]:
     """100 % of N."""
     row = Row("P3", "kill at each effect of one message's life")
     ledger = plan.root / "ledger"
-    lives = LIVES if plan.full else tuple(random.Random(plan.seed).sample(LIVES, 4))
+    lives = LIVES if plan.full else tuple(random.Random(plan.seed).sample(LIVES, 3))
     shares = [(life, mode) for life in lives for mode in MODES]
     with server(ledger) as port:
 
@@ -108,7 +108,7 @@ class _Bench:
             if self.plan.full:
                 numbers: Iterator[int] = iter(range(1, 10_000))
             else:
-                numbers = iter(sorted(self.chance.sample(range(1, 50), 3)))
+                numbers = iter(sorted(self.chance.sample(range(1, 45), 2)))
             for number in numbers:
                 found = self._case(life, mode, number)
                 yield found

@@ -45,7 +45,7 @@ _REGULAR = stat.S_IFREG
 def examine(place: Place, name: bytes, *, event_seen: bool) -> Opened:
     """Steps 2 to 4. Raises what DirectorySpool.examine names."""
     due_at = place.sidecars.due_at(place.prefix + name)
-    if due_at is not None and not event_seen and due_at > place.clock.now():
+    if due_at is not None and not event_seen and place.lies_ahead(due_at):
         raise MessageNotDue(due_at)
     if len(name) > names.MAX_NAME:
         raise MessageRefused(
@@ -190,7 +190,7 @@ def _not_stuck(place: Place, identity: MessageIdentity, found: os.stat_result) -
 
 
 def _due(place: Place, sidecar: Sidecar) -> None:
-    if sidecar.due_at is not None and sidecar.due_at > place.clock.now():
+    if sidecar.due_at is not None and place.lies_ahead(sidecar.due_at):
         raise MessageNotDue(sidecar.due_at)
 
 

@@ -163,8 +163,8 @@ class DirectorySpool:
 
     def next_due_at(self) -> float | None:
         """Earliest due time among deferred messages that lies ahead, seconds since the epoch."""
-        now = self.clock.now()
-        return min((t for t in self.place.sidecars.due_times() if t > now), default=None)
+        place = self.place
+        return min(filter(place.lies_ahead, place.sidecars.due_times()), default=None)
 
     def examine(self, name: bytes, *, event_seen: bool = False) -> Opened:
         """Claim, steps 1 to 4: open, look, no writer any more, lock.

@@ -24,6 +24,7 @@ from core.spool.values import Claim, Disposal, Opened
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _STUFFING = b"dot-stuffing"
+_SKEW_SECONDS = 60.0  # that the clocks of two machines on one directory may differ
 _LITTER_SECONDS = 3600.0  # temporary files this old have no writer any more
 
 
@@ -98,6 +99,13 @@ class Place:
             raise unavailable(path, error) from None
         if (found.st_dev, found.st_ino) != (self.device, self.inode):
             raise DirectoryUnavailable(f"{path} was replaced or unmounted", remedy="it is opened anew at the next run")
+
+    def lies_ahead(self, due_at: float | None) -> bool:
+        """Whether a due time is still to come. One further off than any back-off is of a clock that was set back."""
+        if due_at is None:
+            return False
+        left = due_at - self.clock.now()
+        return 0 < left <= self.settings.retry_max_seconds + _SKEW_SECONDS
 
     def forget_dead(self, token: str) -> None:
         """A dead owner's claim is where it belongs; its log goes with the last of them."""

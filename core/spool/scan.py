@@ -32,13 +32,13 @@ class Scan:
         try:
             place.sidecars.refresh()
             deferred, locked = 0, set()
-            now, due_at_of, prefix, matches = place.clock.now(), place.sidecars.due_at, place.prefix, place.matches
+            due_at_of, prefix, matches = place.sidecars.due_at, place.prefix, place.matches
             share = len(place.sidecars) // _VERIFIED_A_SCAN + 1
             with closing(listing(place.work_fd)) as all_names:
                 for name in all_names:
                     if matches(name):
                         due_at = due_at_of(prefix + name)
-                        if due_at is not None and due_at > now:
+                        if due_at is not None and place.lies_ahead(due_at):
                             look = (deferred + self.number) % share == 0
                             if not look or _is_of_its_sidecar(place, name, prefix + name):
                                 deferred += 1
@@ -61,13 +61,13 @@ def count(place: Place, *, stat_limit: int) -> Counts:
     """A pass of its own. Raises DirectoryUnavailable."""
     place.check_path()
     place.sidecars.refresh()
-    now, tally = place.clock.now(), Counter[State]()
+    tally = Counter[State]()
     size, oldest, looked = 0, None, 0
     try:
         for state, dir_fd, name, file_name in everything(place):
             if state is State.WAITING:
                 due_at = place.sidecars.due_at(file_name)
-                if due_at is not None and due_at > now:
+                if place.lies_ahead(due_at):
                     verified = tally[State.DEFERRED] < _VERIFIED_A_SCAN
                     if not verified or _is_of_its_sidecar(place, name, file_name):
                         state = State.DEFERRED  # the name told us no more
@@ -149,7 +149,7 @@ def entry_at(place: Place, dir_fd: int, name: bytes, file_name: bytes) -> Entry 
         state = State.BADMAIL
     elif name.endswith(names.HOLD):
         state = State.HELD
-    elif sidecar is not None and sidecar.due_at is not None and sidecar.due_at > place.clock.now():
+    elif sidecar is not None and place.lies_ahead(sidecar.due_at):
         state = State.DEFERRED
     return Entry(identity, state, file_name, found.st_size, found.st_mtime, sidecar)
 

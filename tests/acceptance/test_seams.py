@@ -386,3 +386,16 @@ async def test_mail_that_waits_for_an_account_that_is_edited_goes_through_it_as_
             await until(lambda: server.accepted, "a connection")
             await add_account(bench.relay, account(other))
             await until(lambda: len(other.messages) == 5 and not bench.names(), "delivery")
+
+
+async def test_a_clock_that_is_set_back_keeps_no_deferred_mail_waiting(tmp_path: Path) -> None:
+    clock = ManualClock()
+    script = Script(rcpt={"*": ["450 4.2.0 later"]})
+    async with SmtpServer(script) as server, running(tmp_path, [account(server)], clock=clock) as bench:
+        bench.drop("a.eml", SIMPLE)
+        assert (await bench.drain())["deferred"] == 1
+        script.rcpt.clear()
+        clock.jump(-86_400)
+        clock.advance(70)
+        await bench.drain()
+        assert (len(server.messages), bench.names()) == (1, [])

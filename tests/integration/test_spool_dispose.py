@@ -18,7 +18,7 @@ from core.spool.kernel import Features
 from tests.support.clock import ManualClock
 from tests.support.spool import MAIL, claim, claims_allowed, names_in, raises_errno, sent, spool_at, write
 
-DUE = Sidecar(attempts=1, due_at=1_900_000_000.0, accepted=frozenset({"a@b"}))
+DUE = Sidecar(attempts=1, due_at=1_800_000_600.0, accepted=frozenset({"a@b"}))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from api.cli.output import EXIT_FAILED, complain, say
 from api.cli.settings import Config, DataDir
 from core.errors import RelayError
 from core.logs import configure_logs
-from core.runtime.instance import DataDirLock
+from core.runtime.instance import DataDirLock, ServiceLock
 from core.runtime.notify import notify, watchdog
 from core.settings import Settings, load_settings
 
@@ -70,18 +70,19 @@ def serve(
     configure_logs(log_format=settings.log_format, log_level=settings.log_level, final=True)
     for variable in loaded.unknown_variables:
         log.warning("unknown variable", variable=variable, remedy="There is no such setting; is it misspelt?")
-    try:
-        prepare_data_dir(settings.data_dir)
-        lock = DataDirLock(settings.data_dir)
-        listener = listen(settings.host, settings.port)
-    except RelayError as error:
-        complain(f"can't start: {error.detail}", error.remedy)
-        raise typer.Exit(EXIT_FAILED) from None
-    url = url_of(settings, listener)
-    log.info("starting", url=url, data_dir=str(settings.data_dir), config=str(loaded.config_file or "none"))
-    with lock:
+    with contextlib.ExitStack() as held:
+        try:
+            prepare_data_dir(settings.data_dir)
+            held.enter_context(ServiceLock(settings.data_dir))
+            held.enter_context(DataDirLock(settings.data_dir))
+            listener = held.enter_context(listen(settings.host, settings.port))
+        except RelayError as error:
+            complain(f"can't start: {error.detail}", error.remedy)
+            raise typer.Exit(EXIT_FAILED) from None
+        url = url_of(settings, listener)
+        log.info("starting", url=url, data_dir=str(settings.data_dir), config=str(loaded.config_file or "none"))
         code = run_loop(_serve(settings, listener, url))
-    log.info("stopped", exit_code=code)
+    log.info("ended", exit_code=code)
     raise typer.Exit(code)
 
 
@@ -175,7 +176,7 @@ class Server(uvicorn.Server):
             for connection in list(self.server_state.connections):
                 connection.transport.abort()
             return
-        log.info("stopping", signal=signal.Signals(number).name)
+        log.info("signal taken", signal=signal.Signals(number).name)  # what follows the relay says
         notify("STOPPING=1")
         self.should_exit = True
         self._begin_stop()

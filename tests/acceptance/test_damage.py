@@ -92,10 +92,12 @@ def test_the_service_makes_a_new_database_only_when_asked_and_goes_on(tmp_path: 
     path, ledger, data, count = tmp_path / "spool" / "pickup", tmp_path / "ledger", tmp_path / "data", 300
     path.mkdir(parents=True)
     settings = {"host": "127.0.0.1", "security": "none", "auth": "none"}
+    directory: dict[str, Any] = {"path": str(path), "accounts": ["main"]}
+    directory |= {"retry_initial_seconds": 1, "retry_max_seconds": 1}  # what was in flight at the kill is tried again
     with mail_server(ledger) as port:
         with service(data, tmp_path / "spool", MPU_ALLOWED_SMTP_PORTS="0") as one:
             one.http.put("/accounts/main", json={**settings, "port": port}).raise_for_status()
-            one.http.put("/directories/pickup", json={"path": str(path), "accounts": ["main"]}).raise_for_status()
+            one.http.put("/directories/pickup", json=directory).raise_for_status()
             for number in range(count):
                 (path / f"{number}.eml").write_bytes(mail(number))
             wait_until(lambda: len(taken(ledger)) > count // 4, "a quarter")
@@ -116,7 +118,7 @@ def test_the_service_makes_a_new_database_only_when_asked_and_goes_on(tmp_path: 
         assert len(taken(ledger)) == before
         with service(data, tmp_path / "spool", MPU_ALLOWED_SMTP_PORTS="0", MPU_NEW_DATABASE="true") as one:
             one.http.put("/accounts/main", json={**settings, "port": port}).raise_for_status()
-            one.http.put("/directories/pickup", json={"path": str(path), "accounts": ["main"]}).raise_for_status()
+            one.http.put("/directories/pickup", json=directory).raise_for_status()
             wait_until(lambda: len(set(taken(ledger))) == count, "the rest")
             wait_until(lambda: not list(path.glob("*.eml*")), "the end of the files")
             doubled = [number for number, times in Counter(taken(ledger)).items() if times > 1]

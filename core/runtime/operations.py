@@ -121,7 +121,7 @@ class Operations:
 
     async def _one(self, operation: _Operation, inlet: Inlet, entry: Entry, actor: Actor) -> None:
         try:
-            if await self._queue.carry_out(inlet, entry, operation.act.value, actor):
+            if await self._queue.carry_out(inlet, entry, operation.act.value, actor) is not None:
                 operation.done += 1
             else:
                 operation.skipped += 1

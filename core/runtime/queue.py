@@ -298,30 +298,31 @@ class Queue:
 
     async def _act(self, message_id: str, act: str, actor: Actor) -> QueuedMessage:
         inlet, entry = await self.entry(message_id)
-        if await self.carry_out(inlet, entry, act, actor):
+        moved = await self.carry_out(inlet, entry, act, actor)
+        if moved is not None:
             await self.audit.record(actor, f"queue.{act}", message_id)
-        return await self.get(message_id)
+        return self._message(inlet, moved or entry, self.block(inlet))  # as it was left: it may be sent by now
 
-    async def carry_out(self, inlet: Inlet, entry: Entry, act: str, actor: Actor) -> bool:
-        """One act on one message, and its line in the message's life. False: it was so already.
+    async def carry_out(self, inlet: Inlet, entry: Entry, act: str, actor: Actor) -> Entry | None:
+        """One act on one message, and its line in the message's life. The message after it; None: it was so already.
 
         Raises StateConflict, NotFound.
         """
         if act == "release" and entry.state in WAITS:
-            return False
+            return None
         if act == "hold" and entry.state is State.HELD:
-            return False
+            return None
         if act == "retry" and entry.state is State.WAITING:
             inlet.cycle.offer(entry.identity.name, event_seen=False)
-            return False
-        act_of: dict[str, Callable[[Entry], object]] = {
+            return None
+        act_of: dict[str, Callable[[Entry], Entry | None]] = {
             "retry": inlet.spool.retry,
             "hold": inlet.spool.hold,
             "release": inlet.spool.release_hold,
             "delete": inlet.spool.delete,
         }
         envelope = await asyncio.to_thread(self.envelope, inlet, entry) if act == "delete" else None
-        moved = await asyncio.to_thread(act_of[act], entry)
+        moved = await asyncio.to_thread(act_of[act], entry) or entry
         now = self.clock.now()
 
         def write_down(session: Session) -> None:
@@ -330,9 +331,9 @@ class Queue:
         await self.store.write(write_down)
         if act == "delete":
             await self.store.ledger.settle(deleted(inlet.directory.name, entry, envelope, actor))
-        if act in ("retry", "release") and isinstance(moved, Entry):
+        if act in ("retry", "release"):
             inlet.cycle.offer(moved.file_name.rsplit(b"/", 1)[-1], event_seen=False)
-        return True
+        return moved
 
 
 def deleted(directory: str, entry: Entry, envelope: Envelope | None, actor: Actor) -> ledger.Entry:

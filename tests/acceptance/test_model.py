@@ -115,7 +115,10 @@ class RelayMachine(RuleBasedStateMachine):
         async def work() -> None:
             self.bench.advance(seconds)
 
+        before = self.now
         self.run(work())
+        rested = [self.model.accounts[name].resting_until for name in self.model.order]
+        self._scanned(self.model.runs and any(t is not None and before < t <= self.now for t in rested))
 
     # --- operators ---
 
@@ -141,9 +144,10 @@ class RelayMachine(RuleBasedStateMachine):
         looks = not pause
         if kind == "account":
             outlet = self.model.accounts[name]
-            looks = not pause and outlet.paused and name in self.model.order
-            outlet.on_trial = not pause and (outlet.paused or outlet.on_trial)
-            outlet.paused = pause
+            if pause:
+                outlet.paused, outlet.on_trial, outlet.resting_until = True, False, None
+            else:
+                looks = outlet.resume() and name in self.model.order
         elif kind == "directory":
             self.model.directory_paused = pause
         else:
@@ -212,6 +216,8 @@ class RelayMachine(RuleBasedStateMachine):
         self.run(self.bench.patch(f"/accounts/{name}", **change))
         changed = replace(self.bench.accounts[name], **change)
         outlet = self.model.accounts[name]
+        if changed != self.bench.accounts[name] and outlet.resting_until is not None:
+            outlet.resume()
         outlet.enabled, outlet.recipients_per_message = changed.enabled, changed.recipients_per_message
         self._scanned(changed != self.bench.accounts[name] and name in self.model.order and self.model.runs)
         self.bench.accounts[name] = changed

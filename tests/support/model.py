@@ -8,12 +8,13 @@ Of core/ it uses nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 RETRY_MAX_SECONDS = 3600.0
 EXPIRY_MIN_ATTEMPTS = 5
+QUOTA_SECONDS = 3600.0
 
 
 class Fate(StrEnum):
@@ -25,12 +26,14 @@ class Fate(StrEnum):
     CUT = "close at DATA"
     DOT_LATER = "451 at the dot"
     DOT_NEVER = "554 at the dot"
+    QUOTA = "550 over quota at the dot"
     LOSE = "close after the dot, not taken"
     TAKE_AND_LOSE = "close after the dot, taken"
 
 
 LOST = frozenset({Fate.LOSE, Fate.TAKE_AND_LOSE})
 TAKEN = frozenset({Fate.TAKE, Fate.TAKE_AND_LOSE})
+UNDECIDED = "undecided"
 OUTCOMES = {
     Fate.TAKE: "sent",
     Fate.RCPT_LATER: "deferred",
@@ -38,6 +41,7 @@ OUTCOMES = {
     Fate.CUT: "deferred",
     Fate.DOT_LATER: "deferred",
     Fate.DOT_NEVER: "failed",
+    Fate.QUOTA: "deferred",
     Fate.LOSE: "unknown",
     Fate.TAKE_AND_LOSE: "unknown",
 }
@@ -55,8 +59,18 @@ class Seen:
     at_data: bool = False  # the content was asked for
 
     @property
+    def is_fault(self) -> bool:
+        """Whether it was the account's fault."""
+        return self.end is Fate.QUOTA
+
+    @property
+    def undecided(self) -> list[str]:
+        """Whom another account may ask, since only the account was to blame; no attempt is counted."""
+        return [r for r in self.asked if r not in self.refused] if self.is_fault else []
+
+    @property
     def outcomes(self) -> dict[str, str]:
-        """What it means for each that was asked."""
+        """What it means for each that was asked, as the history tells it."""
         fates = {r: self.refused.get(r, self.end) for r in self.asked}
         return {r: OUTCOMES[fate] for r, fate in fates.items() if fate is not None}
 
@@ -134,12 +148,19 @@ class Outlet:
 
     enabled: bool = True
     paused: bool = False
+    resting_until: float | None = None  # paused by the service
     on_trial: bool = False  # resumed: one mail goes first
     recipients_per_message: int = 100
 
-    @property
-    def usable(self) -> bool:
-        return self.enabled and not self.paused
+    def usable(self, now: float) -> bool:
+        return self.enabled and not self.paused and (self.resting_until is None or self.resting_until <= now)
+
+    def resume(self) -> bool:
+        """By an operator or an edit. False: it was not paused."""
+        was = self.paused or self.resting_until is not None
+        self.on_trial |= was
+        self.paused, self.resting_until = False, None
+        return was
 
 
 @dataclass
@@ -156,6 +177,7 @@ class Model:
     unknown_max: int = 3
     retry_initial_seconds: float = 60.0
     expire_after_seconds: float = 432_000.0
+    _faulty: set[str] = field(default_factory=set)  # accounts, since the last step
 
     # --- what may happen ---
 
@@ -164,14 +186,17 @@ class Model:
         """Whether the directory is worked on."""
         return self.enabled and not self.directory_paused and not self.relay_paused
 
-    @property
-    def ways(self) -> list[str]:
-        """The accounts that a mail may go through now: the first that is usable; behind one on trial the next too."""
+    def ways(self, now: float, faulty: Collection[str] = ()) -> list[str]:
+        """The accounts that a mail may go through now: the first that is usable.
+
+        Behind one on trial, or that proves faulty now, the next too.
+        """
         ways = []
         for name in self.order:
-            if self.accounts[name].usable:
+            outlet = self.accounts[name]
+            if outlet.usable(now):
                 ways.append(name)
-                if not self.accounts[name].on_trial:
+                if not outlet.on_trial and outlet.resting_until is None and name not in faulty:
                     break
         return ways
 
@@ -180,7 +205,7 @@ class Model:
 
     def could_go(self, now: float) -> list[Mail]:
         """Mails that nothing keeps, and that the relay must have noticed."""
-        if not self.runs or not self.ways:
+        if not self.runs or not self.ways(now):
             return []
         return [m for m in self.mails if m.state(now) == "waiting" and m.noticed]
 
@@ -191,22 +216,24 @@ class Model:
 
     # --- what the servers saw ---
 
-    def saw(self, seens: Iterable[Seen], now: float, *, crash: str | None = None, recovered: float = 0.0) -> None:
+    def saw(self, seens: Sequence[Seen], now: float, *, crash: str | None = None, recovered: float = 0.0) -> None:
         """Follow what the servers saw since the last time: at most one claim of each mail.
 
         `crash`: the relay was killed in the middle: "at the dot", "before the commit" or "before the disposal"; then
         what was in flight is settled when it is `recovered`.
         """
         claims: dict[int, list[Seen]] = {}
+        self._faulty = {seen.account for seen in seens if seen.is_fault}
+        ways = self.ways(now, self._faulty)
         for seen in seens:
             claims.setdefault(seen.mail, []).append(seen)
             assert self.runs, f"sent while the directory stands still: {seen}"
-            assert seen.account in self.ways, f"{seen} went through another account than {self.ways}"
+            assert seen.account in ways, f"{seen} went through another account than {ways}"
         for number, transactions in claims.items():
             self._claimed(self.mails[number], transactions, now, crash, recovered)
-        for transactions in claims.values():
-            for seen in transactions:
-                self.accounts[seen.account].on_trial = False
+        for name in {seen.account for seen in seens}:
+            self.accounts[name].on_trial = False
+            self.accounts[name].resting_until = now + QUOTA_SECONDS if name in self._faulty else None
 
     def _claimed(
         self, mail: Mail, transactions: Sequence[Seen], now: float, crash: str | None, recovered: float
@@ -218,7 +245,7 @@ class Model:
         in_flight = crash in ("before the commit", "before the disposal")
         for seen in transactions:
             limit = self.accounts[seen.account].recipients_per_message
-            expected = [r for r in mail.open if r not in outcomes][:limit]
+            expected = [r for r in mail.open if outcomes.get(r, UNDECIDED) == UNDECIDED][:limit]
             assert seen.asked == expected, f"{seen.asked} were asked instead of {expected}: {mail}"
             if seen.end in TAKEN:
                 took = [r for r in seen.asked if r not in seen.refused]
@@ -229,16 +256,16 @@ class Model:
                 outcomes.update({r: word for r, word in seen.outcomes.items() if word == "unknown"})
                 in_flight = True
             else:
-                outcomes.update(seen.outcomes)
+                outcomes.update({**seen.outcomes, **dict.fromkeys(seen.undecided, UNDECIDED)})
             mail.tries.append(Try(seen.account, seen.outcomes, mail.duplicate))
         missing = [r for r in mail.open if r not in outcomes]
         in_flight |= crash is not None and bool(missing)
-        assert not missing or in_flight, f"{missing} were not asked: {mail}"
+        assert not missing or in_flight or self._faulty, f"{missing} were not asked: {mail}"
         if outcomes:
             self._settle(mail, outcomes, recovered if in_flight else now)
 
     def _settle(self, mail: Mail, outcomes: dict[str, str], now: float) -> None:
-        mail.tell(outcomes)
+        mail.tell({r: "deferred" if word == UNDECIDED else word for r, word in outcomes.items()})
         mail.accepted |= {r for r, word in outcomes.items() if word == "sent"}
         mail.failed |= {r for r, word in outcomes.items() if word == "failed"}
         unknown = "unknown" in outcomes.values()
@@ -246,7 +273,7 @@ class Model:
             mail.where = Where.SENT
             return
         if mail.open and not unknown and "deferred" not in outcomes.values():
-            return  # as after a crash between two transactions: only what was accepted is remembered
+            return  # the account's fault, or killed between two transactions: no attempt is counted
         self._count(mail, now)
         mail.unknown += unknown
         mail.duplicate |= unknown
@@ -313,5 +340,6 @@ class Model:
         self.directory_paused = self.relay_paused = False
         for account in self.accounts.values():
             account.paused = account.on_trial = False
+            account.resting_until = None
         for mail in self.mails:
             mail.history, mail.tries, mail.acts, mail.killed = {}, [], [], False

@@ -34,6 +34,11 @@ NUMBER = re.compile(rb"^Subject: mail (\d+)\r$", re.MULTILINE)
 MTIME = 1_790_000_000
 OCTETS = 600
 STEADY_LOOKS = 4
+DOT_REPLIES = {
+    Fate.DOT_LATER: "451 4.3.0 later",
+    Fate.DOT_NEVER: "554 5.6.0 no",
+    Fate.QUOTA: "550 5.4.5 daily sending limit exceeded",
+}
 
 AT_DOT, BEFORE_COMMIT, BEFORE_DISPOSAL = "at the dot", "before the commit", "before the disposal"
 CRASHES = (AT_DOT, BEFORE_COMMIT, BEFORE_DISPOSAL)
@@ -86,7 +91,7 @@ class FatefulServer:
         seen.end = fate = self._fate(session)
         if fate in LOST:
             return Close(take=fate in TAKEN)
-        return {Fate.DOT_LATER: "451 4.3.0 later", Fate.DOT_NEVER: "554 5.6.0 no"}.get(fate, "250 2.0.0 taken")
+        return DOT_REPLIES.get(fate, "250 2.0.0 taken")
 
     def _fate(self, session: Session) -> Fate:
         """The worst that is to happen to the content: of the first recipient with such a fate."""
@@ -272,20 +277,21 @@ class ModelBench:
                 await asyncio.gather(*self.relay._tasks, *self.relay.outlets._closing)
 
     def _busy(self) -> bool:
-        relay, loop = self.relay, asyncio.get_running_loop()
-        scheduler = relay.scheduler
+        relay, scheduler = self.relay, self.relay.scheduler
         if scheduler._busy or scheduler._woken or scheduler._again or scheduler._tasks:
             return True
         if scheduler._scheduler._executors["default"]._pending_futures:
             return True
         if relay.drains._register.open() or relay.operations._register.open():
             return True
+        if any(_soon(outlet.timer) for outlet in relay.outlets._outlets.values()):
+            return True
         for inlet in relay.inlets:
             next_run = scheduler.next_run_at(inlet.directory.name)
             if next_run is not None and next_run < time.time() + 1:
                 return True
             cycle = inlet.cycle
-            if cycle._working or cycle._offered or (cycle._timer is not None and cycle._timer.when() < loop.time()):
+            if cycle._working or cycle._offered or _soon(cycle._timer):
                 return True
         return False
 
@@ -294,6 +300,8 @@ class ModelBench:
         self.clock.advance(seconds)
         for inlet in self.relay.inlets:
             inlet.cycle._set_timer()
+        for name, outlet in self.relay.outlets._outlets.items():
+            self.relay.outlets._arm(name, outlet)
 
     # --- files ---
 
@@ -342,3 +350,8 @@ class ModelBench:
     async def patch(self, path: str, **body: Any) -> None:
         answer = await self.http.patch(path, json=body)
         assert answer.status_code == 200, answer.text
+
+
+def _soon(timer: asyncio.TimerHandle | None) -> bool:
+    """Whether it goes off without time being moved."""
+    return timer is not None and timer.when() < asyncio.get_running_loop().time() + 0.01

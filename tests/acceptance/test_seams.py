@@ -117,6 +117,20 @@ async def test_what_nobody_foresaw_is_tried_later_and_shown(tmp_path: Path, monk
         assert (len(server.messages), bench.names()) == (1, [])
 
 
+async def test_a_sender_that_one_account_refuses_waits_for_the_other_that_is_paused(tmp_path: Path) -> None:
+    clock = ManualClock()
+    denies = SmtpServer(Script(dot="550 5.7.60 Client does not have permissions to send as this sender"))
+    async with denies, SmtpServer() as good:
+        async with running(tmp_path, [account(denies, "first"), account(good, "second")], clock=clock) as bench:
+            await bench.http.post("/accounts/second/pause", json={"reason": "look"})
+            bench.drop("a.eml", SIMPLE)
+            assert (await bench.drain())["deferred"] == 1
+            await bench.http.post("/accounts/second/resume")
+            clock.advance(100)
+            await bench.drain()
+            assert (len(good.messages), bench.names()) == (1, [])
+
+
 # --- stop ------------------------------------------------------------------------------------------------------------
 
 

@@ -53,7 +53,7 @@ model: $(VENV)/.tools ## the relay against the model for a long time: EXAMPLES=5
 	MODEL_EXAMPLES=$(or $(EXAMPLES),500) MODEL_STEPS=$(or $(STEPS),40) $(BIN)/pytest -q tests/acceptance/test_model.py
 
 corpora: $(VENV)/.tools ## mails of other projects through the relay; fetches them into var/corpora
-	$(BIN)/pytest -q tests/corpora tests/corpora/all.py
+	$(BIN)/pytest -q tests/corpora/all.py tests/corpora/test_*.py
 
 interop: $(VENV)/.tools ## real Postfix, Exim, OpenSMTPD, aiosmtpd, smtp-server, Haraka; writes docs/interop.md; as root
 	$(BIN)/python -m tests.interop --write

@@ -25,6 +25,7 @@ _PLAIN = re.compile(rf"([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@({_LABEL}(?:\.{_LABEL}
 _DOT_ATOM = re.compile(rf"[{_ATEXT}\u0080-\U0010ffff]++(?:\.[{_ATEXT}\u0080-\U0010ffff]++)*+")
 _QUOTED = re.compile(r'"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*+"')
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*+")
+_LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -70,6 +71,8 @@ def parse_mailbox(text: str | bytes, *, allow_literal: bool = False) -> Mailbox:
         raise AddressError("it is empty")
     if _CONTROL.search(text):
         raise AddressError("it contains a control character or a line end")
+    if not text.isascii() and _LONE_SURROGATE.search(text):
+        raise AddressError("it is not valid UTF-8")  # octets that were decoded with surrogateescape
     local, domain = _halves(text)
     _check_local(local)
     _check_domain(domain, allow_literal=allow_literal)

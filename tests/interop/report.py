@@ -18,6 +18,17 @@ top, and each recipient once. What was negotiated was seen on the wire, or told 
 """
 
 
+_NOTES = """
+Notes
+
+- Haraka answers 503 to an envelope behind a final dot, which RFC 2920 section 3.1 allows (its guard against smuggling).
+  MPU then takes that mail to another connection, without counting an attempt, and sends one at a time from then on.
+- Haraka by itself breaks lines at 992 octets, six fewer than RFC 5322 allows; here it is told 1000 with CRLF.
+- Debian's OpenSMTPD 6.8.0p2 shakes hands with no client: each TLS handshake ends in its "SSL routines::EVP lib".
+- An octet that arrives changed, a mail that doesn't arrive, or one that does twice makes `make interop` fail.
+"""
+
+
 def _way(way: Way | None) -> str:
     if way is None:
         return ""
@@ -59,6 +70,7 @@ def markdown(rows: Sequence[Row]) -> str:
         lines.append(f"| {name} | " + " | ".join(row.extensions.get(name, "") for row in there) + " |")
     text = _HEAD + "\n".join(lines) + "\n"
     text += f"\nThe mails: {', '.join(mail.name for mail in mails())}.\n"
+    text += _NOTES
     for row in rows:
         if row.left_out:
             text += f"\nLeft out: {row.server}: {row.left_out}.\n"

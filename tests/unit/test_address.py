@@ -55,7 +55,7 @@ REJECTED = [
     ('"a"b@c', "followed by '@'"),
     ("a\u200bb@c", "invisible"),
     ("a\u202eb@c", "invisible"),
-    ("a\udcffb@c", "invisible"),
+    ("a\udcffb@c", "not valid UTF-8"),
     ("a@\u2028", "IDNA"),
     (b"a\xff@b", "UTF-8"),
     ("a@" + "ü" * 3000, "longer than 255"),
@@ -108,3 +108,11 @@ def test_nothing_that_is_accepted_can_break_out_of_a_command(text: str) -> None:
     assert not re.search(r'[<>\s",:;()\[\]\\]', bare)
     assert bare.count("@") == 1
     assert str(parse_mailbox(wire)) == wire
+
+
+def test_octets_that_are_no_utf_8_are_named_so_however_they_were_decoded() -> None:
+    """A header's text keeps such octets as lone surrogates (of a real mail in windows-1258)."""
+    octets = b"Tom\xe1\xff@football.example.com"
+    for text in (octets, octets.decode("utf-8", "surrogateescape")):
+        with pytest.raises(AddressError, match="not valid UTF-8"):
+            parse_mailbox(text)

@@ -1,7 +1,8 @@
 """`mpu setup`: asks for a pickup directory, its interval and an account, checks them and saves them.
 
 Everything can also be given as options; then nothing is asked. With a service on this machine it goes through its HTTP
-interface and takes effect at once; without one straight into the database, by the same rules.
+interface and takes effect at once; without one straight into the database, by the same rules. All that can be checked
+is checked before anything is made, and where the rest fails what was made is taken back.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import asyncio
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,10 +23,12 @@ import typer
 
 from api.cli import account as options
 from api.cli.client import KeyFile, Url, base_url, complain_of, find_key
-from api.cli.output import EXIT_ACCOUNT, EXIT_FAILED, EXIT_USAGE, complain, out, say, table
+from api.cli.output import EXIT_ACCOUNT, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, complain, out, say, table
 from api.cli.settings import Config, DataDir, local_settings
+from api.cli.undo import Undo, make_folder
 from core.domain.account import Security
 from core.logs import configure_logs
+from core.settings import Settings
 
 CHECK_TIMEOUT_SECONDS = 120
 
@@ -73,7 +77,7 @@ def setup(
 ) -> None:
     """Set up pickup directories and the account they send through: asked for one by one, or given as options.
 
-    Exit codes: 0 saved, 1 not saved, 2 usage, 3 the account's check failed.
+    Exit codes: 0 saved, 1 not saved, 2 usage, 3 the account's check failed, 4 the service does not answer.
     """
     configure_logs(log_format="console", log_level="error")
     asking = sys.stdin.isatty() and not (directory and (host or preset))
@@ -147,59 +151,110 @@ async def _set_up(
     check: bool,
     asking: bool,
 ) -> int:
-    for path in paths:
-        _make(path)
+    undo = Undo()
     async with _service(url, key_file, data_dir, config) as http:
-        if check:
-            answer = await http.post("/accounts/check", json={"name": name, **account})
-            if not answer.is_success:
-                return _refused(answer)
-            _show_check(answer.json())
-            if not answer.json()["ok"] and not (asking and typer.confirm("Save it all the same?", default=False)):
-                complain("nothing was saved", "Correct the account, or save it unchecked: --no-check.")
-                return EXIT_ACCOUNT
-        answer = await http.put(f"/accounts/{name}", json=account)
-        if not answer.is_success:
-            return _refused(answer)
-        say(f"account {name}: {account['host']} port {account['port']}, {account['security']}")
-        for path in paths:
-            code = await _save_directory(http, path, interval, name)
+        code = EXIT_FAILED
+        try:
+            code = await _check(http, paths, name, account, check=check, asking=asking)
+            if code == 0:
+                code = await _save(http, paths, interval, name, account, undo)
+        except httpx.HTTPError as error:
+            complain(f"{http.base_url} does not answer: {str(error) or type(error).__name__}")
+            code = EXIT_UNREACHABLE
+        finally:  # Ctrl-C too
             if code:
-                return code
-    return 0
+                await undo.run()
+    return code
 
 
-async def _save_directory(http: httpx.AsyncClient, path: str, interval: float, account: str) -> int:
-    saved = await http.get("/directories", params={"limit": 500})
-    if not saved.is_success:
-        return _refused(saved)
-    known = next((d["name"] for d in saved.json()["items"] if _same(d["path"], path)), None)
-    settings = {"accounts": [account], "interval_seconds": interval}
-    if known is not None:
-        answer = await http.patch(f"/directories/{known}", json=settings)
-    else:
-        known = _name(os.path.basename(path))
-        answer = await http.post("/directories", json={"name": known, "path": path, **settings})
+async def _check(
+    http: httpx.AsyncClient, paths: list[str], name: str, account: dict[str, Any], *, check: bool, asking: bool
+) -> int:
+    """All that can be known before anything is made."""
+    code = await _check_paths(http, paths)
+    if code or not check:
+        return code
+    answer = await http.post("/accounts/check", json={"name": name, **account})
     if not answer.is_success:
         return _refused(answer)
-    say(f"directory {known}: {path}, through {account}, every {interval:g} s and at once")
+    _show_check(answer.json())
+    if answer.json()["ok"] or (asking and typer.confirm("Save it all the same?", default=False)):
+        return 0
+    complain("the account can't be used", "Correct it, or save it unchecked: --no-check.")
+    return EXIT_ACCOUNT
+
+
+async def _check_paths(http: httpx.AsyncClient, paths: list[str]) -> int:
+    """Where the service would refuse a folder, none is made."""
+    from core.runtime.directory_rules import path_rules, remedy_of
+
+    answer = await http.get("/settings")
+    if not answer.is_success:
+        return _refused(answer)
+    known = answer.json()["read_only"]
+    settings = Settings.model_validate({field: known[field] for field in ("data_dir", "pickup_roots", "demo")})
+    for path in paths:
+        errors = [error for error in path_rules(path, settings) if error.code != "not_found"]  # it can be made
+        if errors:
+            complain(f"{path}: {'; '.join(error.detail for error in errors)}", remedy_of(errors))
+            return EXIT_FAILED
     return 0
+
+
+async def _save(
+    http: httpx.AsyncClient, paths: list[str], interval: float, name: str, account: dict[str, Any], undo: Undo
+) -> int:
+    for path in paths:
+        try:
+            make_folder(path, undo)
+        except OSError as error:
+            complain(f"{path} can't be made: {error.strerror}", "Make it, owned by the group that writes mail there.")
+            return EXIT_USAGE
+    answer = await http.put(f"/accounts/{name}", json=account)
+    if not answer.is_success:
+        return _refused(answer)
+    created = answer.status_code == HTTPStatus.CREATED
+    undo.add(f"account {name} as given", _call(http, "DELETE", f"/accounts/{name}") if created else None)
+    done = [f"account {name}: {account['host']} port {account['port']}, {account['security']}"]
+    for path in paths:
+        saved = await _save_directory(http, path, interval, name, undo)
+        if isinstance(saved, int):
+            return saved
+        done.append(f"directory {saved}: {path}, through {name}, every {interval:g} s and at once")
+    say("\n".join(done))
+    return 0
+
+
+async def _save_directory(http: httpx.AsyncClient, path: str, interval: float, account: str, undo: Undo) -> str | int:
+    """Its name, or the exit code where it was refused, which was said."""
+    answer = await http.get("/directories", params={"limit": 500})
+    if not answer.is_success:
+        return _refused(answer)
+    known = next((d for d in answer.json()["items"] if _same(d["path"], path)), None)
+    settings = {"accounts": [account], "interval_seconds": interval}
+    name: str = known["name"] if known is not None else _name(os.path.basename(path))
+    if known is not None:
+        before = {field: known[field] for field in ("accounts", "interval_seconds", "schedule")}
+        take_back = _call(http, "PATCH", f"/directories/{name}", json=before)
+        answer = await http.patch(f"/directories/{name}", json=settings)
+    else:
+        take_back = _call(http, "DELETE", f"/directories/{name}")
+        answer = await http.post("/directories", json={"name": name, "path": path, **settings})
+    if not answer.is_success:
+        return _refused(answer)
+    undo.add(f"directory {name} as given", take_back)
+    return name
+
+
+def _call(http: httpx.AsyncClient, method: str, path: str, **content: Any) -> Callable[[], Awaitable[None]]:
+    async def call() -> None:
+        (await http.request(method, path, **content)).raise_for_status()
+
+    return call
 
 
 def _same(one: str, other: str) -> bool:
     return os.path.realpath(one) == other
-
-
-def _make(path: str) -> None:
-    """The directory with the rights of the README: its group may write, and what is new belongs to the group."""
-    if os.path.isdir(path):
-        return
-    try:
-        os.makedirs(path, mode=0o770)
-        os.chmod(path, 0o2770)  # noqa: S103 - applications of the group write here
-    except OSError as error:
-        complain(f"{path} can't be made: {error.strerror}")
-        raise typer.Exit(EXIT_USAGE) from None
 
 
 def _refused(answer: httpx.Response) -> int:

@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from api.cli.account import account_of
+from api.cli.undo import Undo, make_folder
 from api.openapi import document_text
 from core.domain.account import AuthMethod, Security
+from core.runtime.clock import SystemClock
 from core.runtime.instance import DataDirLock
 from core.runtime.sandbox import Sandbox
+from core.store import accounts, directories
+from core.store.store import Store
 from tests.support.command import mpu
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -22,7 +26,9 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 def test_setup_checks_before_it_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     account = ("--host", "127.0.0.1", "--port", "9", "--security", "none")
     assert mpu("setup", "-d", tmp_path / "in", *account) == 3
-    assert "nothing was saved" in capsys.readouterr().err
+    assert "nothing was saved\n" in capsys.readouterr().err
+    assert not (tmp_path / "in").exists()
+    assert saved(tmp_path) == ([], [])
     assert mpu("setup", "-d", tmp_path / "in", *account, "--no-check") == 0
     assert (tmp_path / "in").stat().st_mode & 0o7777 == 0o2770
     assert (tmp_path / "data" / "api-key").stat().st_mode & 0o777 == 0o600
@@ -35,6 +41,71 @@ def test_setup_again_changes_what_is_there(
     assert mpu("setup", "-d", tmp_path / "in", "-d", tmp_path / "two", *account) == 0
     assert mpu("setup", "-d", tmp_path / "in", "--interval", "7", *account) == 0
     assert "directory in: " in capsys.readouterr().out
+
+
+LOCAL = ("--host", "127.0.0.1", "--security", "none", "--no-check")
+
+
+def saved(tmp_path: Path) -> tuple[list[tuple[str, str]], list[tuple[str, tuple[str, ...], float | None]]]:
+    """Accounts (name, host) and directories (name, accounts, interval) in the database."""
+    store = Store.open(str(tmp_path / "data"), clock=SystemClock(), create=False)
+    try:
+        found = store.read_now(lambda session: accounts.load(session, store.secrets))
+        places = store.read_now(directories.load)
+    finally:
+        store.close()
+    return (
+        [(record.account.name, record.account.host) for record in found],
+        [(r.directory.name, tuple(r.directory.accounts), r.directory.interval_seconds) for r in places],
+    )
+
+
+def test_setup_makes_nothing_where_it_may_not_lie(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "root").mkdir()
+    monkeypatch.setenv("MPU_PICKUP_ROOTS", str(tmp_path / "root"))
+    assert mpu("setup", "-d", tmp_path / "root" / "in", "-d", tmp_path / "out" / "side", *LOCAL) == 1
+    shown = capsys.readouterr()
+    assert shown.err.count("lies under none of the pickup roots") == 1
+    assert "nothing was saved\n" in shown.err
+    assert shown.out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "root"]
+    assert list((tmp_path / "root").iterdir()) == []
+    assert saved(tmp_path) == ([], [])
+
+
+def test_setup_takes_everything_back_where_a_directory_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mpu("setup", "-d", tmp_path / "in", "--account", "first", "--interval", "7", *LOCAL) == 0
+    before = saved(tmp_path)
+    new = ("-d", tmp_path / "two", "-d", tmp_path / "in", "-d", tmp_path / "a" / "b" / "in")
+    capsys.readouterr()
+    assert mpu("setup", *new, "--account", "other", "--interval", "9", *LOCAL) == 1  # the name "in" is taken
+    shown = capsys.readouterr()
+    assert "nothing was saved\n" in shown.err
+    assert shown.err.count("there is a directory 'in' already") == 1
+    assert shown.out == ""
+    assert saved(tmp_path) == before == ([("first", "127.0.0.1")], [("in", ("first",), 7.0)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "in"]
+
+
+def test_setup_says_what_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mpu("setup", "-d", tmp_path / "in", "--account", "a", *LOCAL) == 0
+    assert mpu("setup", "-d", tmp_path / "b" / "in", "--account", "a", *LOCAL[2:], "--host", "127.0.0.2") == 1
+    assert "nothing was saved but what stays: account a as given\n" in capsys.readouterr().err
+    assert saved(tmp_path)[0] == [("a", "127.0.0.2")]
+    assert not (tmp_path / "b").exists()
+
+
+async def test_a_new_folder_with_mail_in_it_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    undo = Undo()
+    make_folder(str(tmp_path / "new" / "in"), undo)
+    (tmp_path / "new" / "in" / "x.eml").write_text("mail")
+    await undo.run()
+    assert f"what stays: the new folder {tmp_path}/new; the new folder {tmp_path}/new/in" in capsys.readouterr().err
+    assert (tmp_path / "new" / "in" / "x.eml").exists()
 
 
 def test_setup_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The judge of `make interop` sees what it is there for: an octet changed, a recipient without his mail, one too many."""
+"""The judge of `make interop` sees what it is there for: an octet changed, a mail lost, one too many."""
 
 from __future__ import annotations
 

@@ -50,6 +50,7 @@ from core.transport.smtp import OutgoingMail
 
 log = structlog.get_logger()
 
+_LAST_SECOND = 253_402_300_799  # of the year 9999: file systems know later ones
 READ_INLINE_BYTES = 1 << 18  # larger files are read in a thread
 
 
@@ -649,7 +650,7 @@ def _shown(seconds: float | None) -> str | None:
 
 
 def _date(seconds: float) -> str:
-    return format_datetime(datetime.fromtimestamp(int(seconds), UTC))
+    return format_datetime(datetime.fromtimestamp(min(max(int(seconds), 0), _LAST_SECOND), UTC))
 
 
 def _all_sent(work: _Work) -> bool:

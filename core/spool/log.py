@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from core.spool.values import Claim
 
 FRAME = struct.Struct("<II")
-MARK = struct.Struct("<cQQdqqQHH")  # kind, number, sequence, time, mtime_ns, size, inode, lengths of both names
+# kind, number, sequence, time, mtime in seconds and ns (past 2262 one number would not hold it), size, inode, lengths
+MARK = struct.Struct("<cQQdqIqQHH")
+NANOSECONDS = 1_000_000_000
 _SEGMENT_OCTETS = 1 << 20
 _SEGMENTS_KEPT = 4  # more than that, and what keeps the oldest is copied forward
 _ROOM_PER_RECIPIENT = 400  # octets of an outcome, usually 150
@@ -172,7 +174,7 @@ class OutcomeLog:
             claim.number,
             next(self._sequence),
             self._clock.now(),
-            identity.mtime_ns,
+            *divmod(identity.mtime_ns, NANOSECONDS),
             identity.size,
             opened.inode,
             len(name),

@@ -15,7 +15,7 @@ from typing import Any
 from core.domain.outcome import Blame, Outcome, RecipientOutcome
 from core.domain.reply import Phase
 from core.spool import kernel
-from core.spool.log import FRAME, MARK, MAX_RECORD
+from core.spool.log import FRAME, MARK, MAX_RECORD, NANOSECONDS
 
 _SEGMENT = re.compile(rb"(\d+-[0-9a-f]+)\.log\.(\d+)")
 
@@ -155,13 +155,13 @@ def _merge(log: OwnerLog) -> None:
 
 
 def _apply(body: bytes, claim: Logged) -> None:
-    kind, _, _, at, mtime_ns, size, inode, name_length, file_name_length = MARK.unpack_from(body)
+    kind, _, _, at, seconds, ns, size, inode, name_length, file_name_length = MARK.unpack_from(body)
     middle = MARK.size + name_length
     rest = body[middle + file_name_length :].decode("utf-8", "surrogateescape")
     claim.at = max(claim.at, at)
     claim.arrival_name = body[MARK.size : middle]
     claim.file_name = body[middle : middle + file_name_length]
-    claim.mtime_ns, claim.size, claim.inode = mtime_ns, size, inode
+    claim.mtime_ns, claim.size, claim.inode = seconds * NANOSECONDS + ns, size, inode
     if kind == b"B":
         for recipient in rest.split("\0"):
             claim.begun[recipient] = None

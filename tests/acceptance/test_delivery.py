@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -205,3 +206,13 @@ async def test_the_added_date_and_message_id_stay_the_same(tmp_path: Path) -> No
         (taken,) = server.messages
         assert f"Message-ID: {before}\r\n".encode() in taken.body
         assert b"\r\nDate: " in taken.body or taken.body.startswith(b"Date: ")
+
+
+@pytest.mark.parametrize("mtime", [-5, 2**34])
+async def test_a_file_of_an_odd_time_goes_out_with_a_date(tmp_path: Path, mtime: int) -> None:
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        path = bench.drop("a.eml", SIMPLE)
+        os.utime(path, (mtime, mtime))
+        await bench.drain()
+        await until(lambda: server.messages and not bench.names(), "delivery")
+        assert b"Date: " in server.messages[0].body

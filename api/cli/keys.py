@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
+from pydantic import ValidationError
 from sqlmodel import Session
 
 from api.cli.client import Json
 from api.cli.output import local_time, out, say, show_json, table
 from api.cli.settings import Config, DataDir, local_settings
+from api.schemas.service import KeyIn
 from core.runtime.clock import SystemClock
-from core.runtime.first_key import write_key
+from core.runtime.first_key import write_new_key
 from core.runtime.instance import DataDirLock
 from core.runtime.views import Scope
-from core.store import audit, keys
+from core.store import audit, directories, keys
 from core.store.store import Store
 
 T = TypeVar("T")
@@ -40,33 +42,41 @@ def create(
         list[str] | None, typer.Option(help="With scope submit: only to these directories; repeatable.")
     ] = None,
     expires: Annotated[datetime | None, typer.Option(help="When it ends, as 2027-01-31.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this file (0600).")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this new file (0600).")] = None,
     data_dir: DataDir = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
-    """Make a key and show it, this once."""
-    scopes = list(dict.fromkeys(word.value for word in scope or [Scope.ADMIN]))
+    """Make a key and show it, this once. The rules are those of POST /keys."""
+    wanted = _checked(name, scope or [Scope.ADMIN], directory or [])
+    name, scopes = wanted.name, [str(word) for word in wanted.scopes]
     expires_at = expires.astimezone().timestamp() if expires else None
     if expires_at is not None and expires_at <= CLOCK.now():
         raise typer.BadParameter("lies in the past", param_hint="--expires")
-    if directory and scopes != [Scope.SUBMIT.value]:
+    if wanted.directories and scopes != [Scope.SUBMIT.value]:
         raise typer.BadParameter("goes with --scope submit alone", param_hint="--directory")
-    if not 1 <= len(name) <= 100:
-        raise typer.BadParameter("has 1 to 100 characters", param_hint="NAME")
+    written: list[Path] = []
 
     def make(session: Session) -> tuple[keys.KeyRecord, str]:
         now = CLOCK.now()
+        for known in wanted.directories:
+            directories.get(session, known)  # NotFound
         record, secret = keys.create(
-            session, name=name, scopes=scopes, directories=directory or (), expires_at=expires_at, now=now
+            session, name=name, scopes=scopes, directories=wanted.directories, expires_at=expires_at, now=now
         )
-        changes = {"name": [None, name], "scopes": [None, scopes]}
+        changes = {"name": [None, name], "scopes": [None, scopes], "directories": [None, wanted.directories]}
         audit.record(session, key=ACTOR, action="key.create", target=str(record.id), now=now, changes=changes)
         if output is not None:
-            write_key(output, secret)
+            write_new_key(output, secret)
+            written.append(output)
         return record, secret
 
-    record, secret = in_database(make, data_dir, config)
+    try:
+        record, secret = in_database(make, data_dir, config)
+    except BaseException:  # not committed: the file holds no key
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
     if as_json:
         show_json({**_shown(record), **({} if output else {"key": secret})})
     elif output is not None:
@@ -129,6 +139,16 @@ def in_database(run: Callable[[Session], T], data_dir: Path | None, config: Path
 
     with DataDirLock(settings.data_dir):
         return asyncio.run(inside())
+
+
+def _checked(name: str, scopes: list[Scope], names: list[str]) -> KeyIn:
+    try:
+        return KeyIn.model_validate({"name": name, "scopes": [str(scope) for scope in scopes], "directories": names})
+    except ValidationError as error:
+        hints = {"name": "NAME", "scopes": "--scope", "directories": "--directory"}
+        item = error.errors()[0]
+        detail = item["msg"].removeprefix("Value error, ")
+        raise typer.BadParameter(detail, param_hint=hints.get(str(item["loc"][0]))) from None
 
 
 def _shown(record: keys.KeyRecord) -> dict[str, object]:

@@ -13,7 +13,7 @@ import structlog
 from sqlmodel import Session
 
 from core.domain.clock import Clock
-from core.errors import RelayError
+from core.errors import AlreadyExists, RelayError
 from core.settings import Settings
 from core.store import keys
 
@@ -45,13 +45,36 @@ def write_key(path: Path, secret: str) -> None:
     try:
         temporary.unlink(missing_ok=True)  # of a start that was killed
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w", encoding="ascii") as file:
-            file.write(secret + "\n")
-            file.flush()
-            os.fsync(descriptor)
+        _fill(descriptor, secret)
         os.replace(temporary, path)
     except OSError as error:
         raise RelayError(
             f"the first API key can't be written to {path}: {error.strerror}",
             remedy="Give the data directory to the service's user, or bring a key along: MPU_API_KEY.",
         ) from None
+
+
+def write_new_key(path: Path, secret: str) -> None:
+    """The same to a file of the caller's choice, which must not be there yet. Raises AlreadyExists, RelayError."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise AlreadyExists(f"{path} is there already", remedy="Name a new file, or remove that one first.") from None
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    try:
+        _fill(descriptor, secret)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> RelayError:
+    return RelayError(f"the API key can't be written to {path}: {error.strerror}", remedy="Name another file.")
+
+
+def _fill(descriptor: int, secret: str) -> None:
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write(secret + "\n")
+        file.flush()
+        os.fsync(descriptor)

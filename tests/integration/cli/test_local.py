@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlmodel import Session
 
 from api.cli.account import account_of
+from api.cli.keys import in_database
 from api.cli.undo import Undo, make_folder
 from api.openapi import document_text
 from core.domain.account import AuthMethod, Security
+from core.errors import StorageFull
 from core.runtime.clock import SystemClock
 from core.runtime.instance import DataDirLock
 from core.runtime.sandbox import Sandbox
@@ -155,7 +159,12 @@ def test_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert mpu("key", "create", "ops", "-o", tmp_path / "k") == 0
     assert (tmp_path / "k").stat().st_mode & 0o777 == 0o600
     capsys.readouterr()
-    assert mpu("key", "create", "web", "--scope", "submit", "--directory", "inbox", "--json") == 0
+    web = ("key", "create", "web", "--scope", "submit", "--directory", "inbox", "--json")
+    assert mpu(*web) == 1
+    assert "there is no directory 'inbox'" in capsys.readouterr().err
+    assert mpu("setup", "-d", tmp_path / "inbox", *LOCAL) == 0
+    capsys.readouterr()
+    assert mpu(*web) == 0
     made = json.loads(capsys.readouterr().out)
     assert (made["scopes"], made["directories"]) == (["submit"], ["inbox"])
     assert mpu("key", "list", "--json") == 0
@@ -170,11 +179,55 @@ def test_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--expires", "2001-01-01"), ("--directory", "inbox"), ("--scope", "root"), ("--expires", "soon")]
+    "wrong",
+    [
+        ("x", "--expires", "2001-01-01"),
+        ("x", "--directory", "inbox"),
+        ("x", "--scope", "root"),
+        ("x", "--expires", "soon"),
+        ("x", "--scope", "submit", "--directory", "No Such"),
+        ("a\nb",),
+        ("a\x1b[2J",),
+        ("",),
+        ("x" * 101,),
+    ],
 )
-def test_key_usage(wrong: tuple[str, str]) -> None:
+def test_key_usage(wrong: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert mpu("migrate") == 0
-    assert mpu("key", "create", "x", *wrong) == 2
+    assert mpu("key", "create", *wrong) == 2
+    capsys.readouterr()
+    assert mpu("key", "list", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"items": []}
+
+
+def test_a_key_file_is_never_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert mpu("migrate") == 0
+    (tmp_path / "k").write_text("another key\n")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for path in (tmp_path / "k", tmp_path / "link", tmp_path / "no" / "k"):
+        assert mpu("key", "create", "x", "-o", path) == 1
+    shown = capsys.readouterr().err
+    assert shown.count("is there already") == 2
+    assert shown.count("can't be written") == 1
+    assert (tmp_path / "k").read_text() == "another key\n"
+    assert not (tmp_path / "target").exists()
+    assert mpu("key", "list", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"items": []}  # nor is a key left that nobody has
+
+
+def test_no_file_is_left_of_a_key_that_was_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_commit(run: Callable[[Session], object], *_: object) -> object:
+        def full(session: Session) -> object:
+            run(session)
+            assert (tmp_path / "k").exists()
+            raise StorageFull("no space left")
+
+        return in_database(full, None, None)
+
+    assert mpu("migrate") == 0
+    monkeypatch.setattr("api.cli.keys.in_database", without_commit)
+    assert mpu("key", "create", "x", "-o", tmp_path / "k") == 1
+    assert not (tmp_path / "k").exists()
 
 
 def test_rotation_needs_the_data_directory_for_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,6 +303,8 @@ def test_openapi(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     text = document_text()
     monkeypatch.setattr("api.openapi.document_text", lambda: text)  # writing it takes seconds
     assert mpu("openapi", "--check") == 1  # not here
+    assert mpu("openapi", "-o", tmp_path / "nowhere" / "x") == 1
+    assert "can't be written: No such file or directory" in capsys.readouterr().err
     assert mpu("openapi", "-o", "openapi.yaml") == 0
     assert mpu("openapi", "--check") == 0
     (tmp_path / "openapi.yaml").write_text("openapi: 3.1.0\n")

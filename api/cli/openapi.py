@@ -31,7 +31,11 @@ def openapi(
             raise typer.Exit(EXIT_FAILED)
         say(f"{FILE} is what the application says")
     elif output is not None:
-        output.write_text(text, encoding="utf-8")
+        try:
+            output.write_text(text, encoding="utf-8")
+        except OSError as error:
+            complain(f"{output} can't be written: {error.strerror}", "Name another file.")
+            raise typer.Exit(EXIT_FAILED) from None
         say(f"written to {output}")
     else:
         typer.echo(text, nl=False)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -112,8 +113,15 @@ class Room:
             )
 
     async def stop(self) -> None:
-        """End it and all that it started (the name space ends with its first process)."""
+        """End it and all that it started: a process name space ends with its first process.
+
+        --kill-child alone does not do: the kernel forgets it of a process that changes its user, as these do.
+        """
         if self._process is not None:
+            children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
+            with contextlib.suppress(OSError):
+                for child in children.read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
             await self._process.wait()

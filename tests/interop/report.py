@@ -24,8 +24,8 @@ Notes
 - Haraka answers 503 to an envelope behind a final dot, which RFC 2920 section 3.1 allows (its guard against smuggling).
   MPU then takes that mail to another connection, without counting an attempt, and sends one at a time from then on.
 - Haraka by itself breaks lines at 992 octets, six fewer than RFC 5322 allows; here it is told 1000 with CRLF.
-- Debian's OpenSMTPD 6.8.0p2 ends each TLS handshake with its "SSL routines::EVP lib", with MPU as with smtplib, whether its
-  key is RSA or EC: its ways over TLS could not be tried.
+- Debian's OpenSMTPD 6.8.0p2 ends each TLS handshake with its "SSL routines::EVP lib", with MPU as with smtplib,
+  whether its key is RSA or EC: its ways over TLS could not be tried.
 - An octet that arrives changed, a mail that doesn't arrive, or one that does twice makes `make interop` fail.
 """
 

@@ -25,7 +25,13 @@ MAX_VALUE_CHARACTERS = 4096  # of one value in one line
 MAX_DEPTH = 6
 MASK = "[redacted]"
 _SECRET_KEY = re.compile(r"passw|token|authorization|secret|api_?key|credential|cookie", re.IGNORECASE)
-_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9._~+/=-]{8,}")
+# Whatever follows in a header (RFC 9110 section 11.6.2); elsewhere what no word looks like: long, and with a digit,
+# "=" or capitals inside, or very long. "basic authentication" stays.
+_CREDENTIAL = re.compile(
+    r"""((?i:authorization)['"]?\s*[:=]\s*['"]?(?i:bearer|basic)\s+)[^\s'",]+"""
+    r"|\b((?i:bearer|basic)\s+)(?=[A-Za-z0-9._~+/=-]{16})"
+    r"(?:(?=[A-Za-z._~+/-]*[0-9=])|(?=[A-Za-z._~+/-]*[a-z][A-Z])|(?=[A-Za-z._~+/-]{32}))[A-Za-z0-9._~+/=-]+"
+)
 # C0 but tab, DEL, C1, line and paragraph separators, bidirectional overrides, surrogates (undecodable octets)
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -122,7 +128,7 @@ def _safe(key: str, value: Any, depth: int) -> Any:
     if kind is str:
         if key != "exception" and len(value) > MAX_VALUE_CHARACTERS:
             value = value[:MAX_VALUE_CHARACTERS] + "…"
-        return _BEARER.sub(rf"\1 {MASK}", value) if " " in value else value
+        return _CREDENTIAL.sub(_mask, value) if " " in value else value
     if depth >= MAX_DEPTH:
         return "…"
     if isinstance(value, Mapping):
@@ -132,6 +138,10 @@ def _safe(key: str, value: Any, depth: int) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value[: MAX_VALUE_CHARACTERS + 1]).decode("utf-8", "backslashreplace")
     return _safe(key, str(value), depth + 1)
+
+
+def _mask(match: re.Match[str]) -> str:
+    return (match[1] or match[2]) + MASK
 
 
 _encode = json.JSONEncoder(

@@ -48,6 +48,12 @@ def test_one_json_line_an_event(out: io.StringIO) -> None:
         {"headers": [{"authorization": "hunter22"}]},
         {"anything": SecretStr("hunter22")},
         {"line": "Authorization: Bearer hunter22hunter22"},
+        {"line": "Authorization: Basic hunter22"},
+        {"line": "headers {'authorization': 'basic hunter22', ...}"},
+        {"line": "sent bearer hunter22hunter22."},
+        {"line": "sent BASIC aHunter22huntermypassword="},
+        {"line": "got Bearer abcdefghHunterIJKLhunter22"},
+        {"line": f"got bearer {'k' * 32}hunter22"},
     ],
 )
 @pytest.mark.parametrize("log_format", ["json", "console"])
@@ -59,6 +65,22 @@ def test_secrets_are_masked(
     assert "hunter22" not in out.getvalue()
     assert "password_set" in out.getvalue()
     assert "true" in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the server asks for basic authentication, which is off",
+        "basic authentication/authorization mechanisms",
+        "Basic responsibilities of a bearer internationalization team",
+        "needs a bearer token",
+        "basic auth-and-transport-security",
+    ],
+)
+def test_prose_is_no_credential(out: io.StringIO, text: str) -> None:
+    configure_logs(log_format="json", stream=out)
+    structlog.get_logger().info("refused", reply=text)
+    assert events(out)[0]["reply"] == text
 
 
 def test_console_shows_no_raw_control_characters(out: io.StringIO) -> None:

@@ -7,12 +7,13 @@ directory that the file lies in, or the one named. Without, it is judged by the 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -29,6 +30,9 @@ from core.runtime.explain import Explainer
 from core.runtime.views import Explanation
 from core.spool import names
 from core.spool.sidecars import decode
+
+if TYPE_CHECKING:
+    from api.cli.process import Job
 
 ANY_ACCOUNT = Account("any-account", "")  # stands for the one that is not known here
 MAX_FILES = 100_000  # that a listing shows
@@ -52,27 +56,61 @@ def explain(
     """
     from api.cli.process import saved_directory
 
-    path = os.path.realpath(file)
-    known = saved_directory(os.path.dirname(path), directory, data_dir, config)
+    folder, name = os.path.split(os.path.abspath(file))
+    folder = os.path.realpath(folder)  # but not the file itself: a link is not followed
+    known = saved_directory(folder, directory, data_dir, config)
     try:
-        descriptor = os.open(path, _OPEN)
+        explanation = _explain(os.path.join(folder, name), known)
     except OSError as error:
         complain(f"{file}: {error.strerror}")
         raise typer.Exit(EXIT_USAGE) from None
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            complain(f"{file} is no file")
-            raise typer.Exit(EXIT_USAGE)
-        explanation = explainer(known.accounts, known.settings.max_header_bytes).explain(
-            known.directory, descriptor, name=os.fsencode(os.path.basename(path))
-        )
-    finally:
-        os.close(descriptor)
     if as_json:
         show_json(dataclasses.asdict(explanation))
     else:
         _show(explanation)
     raise typer.Exit(EXIT_OK if explanation.outcome == "send" else EXIT_FAILED)
+
+
+def _explain(path: str, known: Job) -> Explanation:
+    """Raises OSError."""
+    name, status = os.fsencode(os.path.basename(path)), os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        return _left(known.directory, status.st_size, "it is a symbolic link; put the mail itself there")
+    descriptor = os.open(path, _OPEN)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is no file")
+        if name[:1] == b"." and not _matches(known.directory)(name):
+            why = "it is hidden: a name with a leading dot is one that is still being written"
+            return _left(known.directory, status.st_size, why)
+        judge = explainer(known.accounts, known.settings.max_header_bytes)
+        return judge.explain(known.directory, descriptor, name=name)
+    finally:
+        os.close(descriptor)
+
+
+def _matches(directory: Directory) -> names.Matcher:
+    return names.maildir_name if directory.format is MessageFormat.MAILDIR else names.matcher(directory.patterns)
+
+
+def _left(directory: Directory, octets: int, why: str) -> Explanation:
+    return Explanation(
+        directory=directory.name,
+        outcome="left",
+        state=State.WAITING,
+        why=why,
+        enhanced_code=None,
+        envelope=None,
+        internet_message_id=None,
+        subject=None,
+        size_bytes=octets,
+        stripped=(),
+        added=(),
+        re_encoded=(),
+        dot_stuffing=None,
+        accounts=(),
+    )
 
 
 def explainer(accounts: Sequence[tuple[Account, Pause | None]], max_header_bytes: int) -> Explainer:
@@ -108,7 +146,7 @@ def explain_files(
     """Every mail that waits in a directory, by name; makes and locks nothing. Raises OSError."""
     maildir = directory.format is MessageFormat.MAILDIR
     folder = os.path.join(directory.path, "new") if maildir else directory.path
-    matches = names.maildir_name if maildir else names.matcher(directory.patterns)
+    matches = _matches(directory)
     judge = explainer(accounts, max_header_bytes)
     folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

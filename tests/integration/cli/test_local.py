@@ -153,6 +153,27 @@ def test_explain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+def test_explain_follows_no_link_and_takes_no_hidden_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mail = (EXAMPLES / "plain.eml").read_bytes()
+    (tmp_path / "target").write_bytes(mail)
+    (tmp_path / "link.eml").symlink_to(tmp_path / "target")
+    (tmp_path / "dangling.eml").symlink_to("/nonexistent/secret")
+    (tmp_path / ".foo.eml").write_bytes(mail)
+    (tmp_path / ".eml").write_bytes(mail)  # a writer with an empty name: taken
+    for name, why in (("link.eml", "symbolic link"), ("dangling.eml", "symbolic link"), (".foo.eml", "hidden")):
+        assert mpu("explain", tmp_path / name) == 1
+        shown = capsys.readouterr().out
+        assert "It would be left alone" in shown
+        assert why in shown
+        assert "invoice" not in shown
+    assert mpu("explain", tmp_path / ".eml") == 0
+    (tmp_path / "folder").symlink_to(EXAMPLES)
+    assert mpu("explain", tmp_path / "folder" / "plain.eml") == 0
+    capsys.readouterr()
+    assert mpu("explain", tmp_path / ".foo.eml", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["outcome"] == "left"
+
+
 def test_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert mpu("key", "list") == 1  # no database yet
     assert mpu("migrate") == 0

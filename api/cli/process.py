@@ -13,6 +13,7 @@ import re
 import signal
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,6 +39,7 @@ from api.cli.settings import Config, DataDir, local_settings
 from core.delivery import Delivered
 from core.domain.account import Account, Directory, DotStuffing, MessageFormat
 from core.domain.circuit import Pause, PausedBy
+from core.domain.message import State
 from core.domain.outcome import Outcome
 from core.errors import DirectoryUnavailable, NotFound, SecretKeyLost
 from core.logs import configure_logs
@@ -45,6 +47,7 @@ from core.runtime.clock import SystemClock
 from core.runtime.instance import DataDirLock
 from core.runtime.process import Processed
 from core.settings import Settings
+from core.spool.directory import DirectorySpool
 from core.store import accounts as account_rows
 from core.store import directories as directory_rows
 from core.store.store import Store
@@ -230,6 +233,7 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
     def tell(delivered: Delivered) -> None:
         rows.append(row_of(delivered)) if as_json else _tell(delivered)
 
+    waiting: list[float] = []
     ledger = job.store.ledger if job.store is not None else Ledger(None, clock=CLOCK)
     try:
         done = await one_pass(
@@ -242,14 +246,29 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
             on_delivered=tell,
             stop=stop,
         )
+        waiting = await asyncio.to_thread(due_times, job.directory)
     finally:
         if job.store is None:
             await asyncio.to_thread(ledger.close)
     if as_json:
-        show_json({"messages": rows, **summary_of(done)})
+        show_json({"messages": rows, **summary_of(done, waiting)})
     else:
-        _sum_up(done)
+        _sum_up(done, waiting)
     return exit_code(done)
+
+
+def due_times(directory: Directory) -> list[float]:
+    """When the deferred mail that waits in a directory is due, seconds since the epoch. Blocks."""
+    spool = DirectorySpool(directory, clock=CLOCK)
+    try:
+        spool.open()
+        now = CLOCK.now()
+        found = (entry.sidecar.due_at for entry in spool.entries({State.DEFERRED}) if entry.sidecar is not None)
+        return sorted(due for due in found if due is not None and due > now)
+    except DirectoryUnavailable:  # just now; what was done is told all the same
+        return []
+    finally:
+        spool.close()
 
 
 def exit_code(done: Processed) -> int:
@@ -280,7 +299,7 @@ def row_of(delivered: Delivered) -> dict[str, object]:
     }
 
 
-def summary_of(done: Processed) -> dict[str, object]:
+def summary_of(done: Processed, waiting: Sequence[float]) -> dict[str, object]:
     """The counts for --json."""
     return {
         **{outcome.value: done.messages[outcome] for outcome in Outcome},
@@ -291,6 +310,7 @@ def summary_of(done: Processed) -> dict[str, object]:
             {"account": name, "code": pause.code, "reason": pause.reason, "remedy": pause.remedy}
             for name, pause in done.pauses.items()
         ],
+        "waiting": {"deferred": len(waiting), "next_due_at": waiting[0] if waiting else None},
         "stopped": done.stopped,
     }
 
@@ -306,9 +326,15 @@ def _tell(delivered: Delivered) -> None:
         say(f"          {r.recipient}: {r.outcome} {reply_text(r.code, r.enhanced_code, r.text)}")
 
 
-def _sum_up(done: Processed) -> None:
+def _sum_up(done: Processed, waiting: Sequence[float]) -> None:
     counts = ", ".join(f"{done.messages[o]} {o}" for o in Outcome if done.messages[o] or o is Outcome.SENT)
     say(f"{counts}; {done.left} left" if done.left else counts)
+    if waiting:
+        first, last = map(_clock_time, (waiting[0], waiting[-1]))
+        until = f"until {first}" if first == last else f"the first until {first}, the last until {last}"
+        say(
+            f"{len(waiting)} deferred {'waits' if len(waiting) == 1 else 'wait'}, {until}; --include-deferred sends now"
+        )
     for refusal, count in done.blocked.items():
         account = f" ({refusal.account})" if refusal.account else ""
         complain(f"{count} not sent: {refusal.reason.replace('_', ' ')}{account}")
@@ -318,6 +344,10 @@ def _sum_up(done: Processed) -> None:
         complain(f"account {name}: {pause.code.replace('_', ' ')}: {pause.reason}", pause.remedy)
     if done.cut_off:
         complain(f"{done.cut_off} in flight were cut off", "The next run settles them by their logs.")
+
+
+def _clock_time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 # --- saying ----------------------------------------------------------------------------------------------------------

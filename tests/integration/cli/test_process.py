@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,13 @@ def test_what_is_deferred_is_told_and_waits(pickup: Path, sandbox: Sandbox, caps
     assert mpu("process", pickup) == 0
     assert "deferred until" in capsys.readouterr().out
     assert mpu("process", pickup, "--send", *server(sandbox)) == 0  # not due: nothing to do
+    shown = capsys.readouterr().out
+    assert "0 sent\n1 deferred waits, until 20" in shown
+    assert "--include-deferred" in shown
+    assert mpu("process", pickup, "--send", "--json", *server(sandbox)) == 0
+    waiting = json.loads(capsys.readouterr().out)["waiting"]
+    assert waiting["deferred"] == 1
+    assert waiting["next_due_at"] > time.time()
     assert mpu("process", pickup, "--send", "--include-deferred", *server(sandbox)) == 1
     assert len(sandbox.mails()) == 1  # who accepted is not sent to again
 

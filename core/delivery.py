@@ -25,7 +25,7 @@ from core.domain.clock import Clock
 from core.domain.envelope import Recipient, rewrite_sender
 from core.domain.lifecycle import Disposition, Settlement, letter, settle
 from core.domain.message import MessageIdentity
-from core.domain.outcome import AccountFault, Attempt, Blame, Outcome, RecipientOutcome
+from core.domain.outcome import AccountFault, Attempt, Blame, Outcome, RecipientOutcome, Way
 from core.domain.reply import Phase
 from core.domain.routing import Refusal, Route
 from core.domain.sidecar import Sidecar
@@ -291,8 +291,10 @@ class Delivery:
             if work.claim is None:
                 work.claim = work.spool.claim(work.opened)
             mail = self._mail(work, account, recipients[: account.recipients_per_message])
+            way = work.claim.way = Way(account.name, turn.server, turn.tls, self._clock.now())
             work.journal = _Journal(work.claim)
-            attempt = await turn.send(mail, work.journal)
+            # known by the start that the log has, so that a recovery tells of the same attempt
+            attempt = replace(await turn.send(mail, work.journal), started_at=way.started_at)
             work.journal = None
         finally:
             turn.release()
@@ -584,11 +586,30 @@ class Delivery:
         names = [r.mailbox for r in work.open_recipients()] if recovered.restarted else list(recovered.unknown)
         for name in names:
             work.outcomes.setdefault(name, _unread(name))
-        unknown = tuple(o for o in work.outcomes.values() if o.outcome is Outcome.UNKNOWN)
-        if unknown:
-            now = self._clock.now()
-            work.attempts.append(Attempt("", "", None, now, now, unknown, possible_duplicate=True))
+        work.attempts += self._recovered_attempts(work, recovered)
         return await self._settle(work)
+
+    def _recovered_attempts(self, work: _Work, recovered: Recovered) -> list[Attempt]:
+        """What the log had begun, put together again; no-one else knows of an attempt that nothing began."""
+        now = self._clock.now()
+        nowhere = Way("", "", None, now)
+        by_way: dict[Way, list[RecipientOutcome]] = {}
+        for outcome in work.outcomes.values():
+            way = recovered.ways.get(outcome.recipient)
+            if way is not None or outcome.outcome is Outcome.UNKNOWN:
+                by_way.setdefault(way or nowhere, []).append(outcome)
+        return [
+            Attempt(
+                way.account,
+                way.server,
+                way.tls,
+                way.started_at,
+                now,
+                tuple(outcomes),
+                possible_duplicate=any(o.outcome is Outcome.UNKNOWN for o in outcomes),
+            )
+            for way, outcomes in by_way.items()
+        ]
 
     async def _keep_recovered(
         self, spool: DirectorySpool, directory: Directory, recovered: Recovered, error: Exception

@@ -55,6 +55,16 @@ class AccountFault:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    """Which way an attempt goes, known before its outcome. `started_at`: seconds since the epoch."""
+
+    account: str
+    server: str  # host:port
+    tls: str | None
+    started_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """One transaction of one message through one account. Times in seconds since the epoch."""
 

@@ -4,7 +4,7 @@ Segments `.mpu/<owner>.log.N`, flocked while the owner lives, preallocated so th
 A record is its length, the CRC-32 of its body, and the body; zeros end a segment. Records, of claim numbers:
 
     H boot id                                      first in each segment
-    B number, identity, file name, recipients      begin: the final dot leaves
+    B number, identity, file name, way, recipients begin: the final dot leaves
     O number, identity, file name, outcomes        outcome: the reply was read
     D numbers                                      the group was disposed of
 
@@ -16,6 +16,7 @@ keeps an old one is copied forward. Room for the outcomes of all that is begun i
 from __future__ import annotations
 
 import errno
+import json
 import os
 import secrets
 import struct
@@ -124,7 +125,9 @@ class OutcomeLog:
 
     def begin(self, claim: Claim, recipients: Sequence[str]) -> None:
         """Before the final dot leaves. Raises StorageFull, StorageBroken."""
-        body = self._mark(b"B", claim) + "\0".join(recipients).encode("utf-8", "surrogateescape")
+        way = claim.way
+        via = "" if way is None else json.dumps([way.account, way.server, way.tls, way.started_at])
+        body = self._mark(b"B", claim) + "\0".join([via, *recipients]).encode("utf-8", "surrogateescape")
         self._append(body, claim.number, room=_ROOM_PER_RECIPIENT * len(recipients))
 
     def outcome(self, claim: Claim, outcomes: Sequence[RecipientOutcome]) -> None:

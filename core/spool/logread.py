@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.domain.outcome import Blame, Outcome, RecipientOutcome
+from core.domain.outcome import Blame, Outcome, RecipientOutcome, Way
 from core.domain.reply import Phase
 from core.spool import kernel
 from core.spool.log import FRAME, MARK, MAX_RECORD, NANOSECONDS
@@ -34,6 +34,7 @@ class Logged:
     inode: int = 0
     begun: dict[str, None] = field(default_factory=dict)  # without an outcome since
     outcomes: dict[str, RecipientOutcome] = field(default_factory=dict)
+    ways: dict[str, Way] = field(default_factory=dict)  # by recipient
 
     @property
     def token(self) -> str:
@@ -163,8 +164,12 @@ def _apply(body: bytes, claim: Logged) -> None:
     claim.file_name = body[middle : middle + file_name_length]
     claim.mtime_ns, claim.size, claim.inode = seconds * NANOSECONDS + ns, size, inode
     if kind == b"B":
-        for recipient in rest.split("\0"):
+        via, *recipients = rest.split("\0")
+        way = Way(*json.loads(via)) if via else None
+        for recipient in recipients:
             claim.begun[recipient] = None
+            if way is not None:
+                claim.ways[recipient] = way
     else:
         for outcome in map(_outcome, json.loads(rest)):
             claim.begun.pop(outcome.recipient, None)

@@ -235,6 +235,7 @@ class _Recovery:
             outcomes=tuple(logged.outcomes.values()),
             unknown=tuple(logged.begun),
             restarted=restarted,
+            ways=logged.ways,
         )
 
     # --- what was committed ------------------------------------------------------------------------------------------

@@ -7,13 +7,13 @@ Opened and Claim own a file descriptor and with it the lock of one message. A cl
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from core.domain.message import MessageIdentity, State
-from core.domain.outcome import RecipientOutcome
+from core.domain.outcome import RecipientOutcome, Way
 from core.domain.sidecar import Sidecar
 from core.errors import MessageChanged, MessageRejected
 
@@ -58,6 +58,7 @@ class Claim:
     number: int  # of this owner's claims
     token: str  # of this claim among all owners; a recovered claim keeps that of the dead owner
     logged: bool = False  # there are records of it in our log
+    way: Way | None = None  # of the attempt that begins next, for the log
 
     @property
     def fd(self) -> int:
@@ -127,6 +128,7 @@ class Recovered:
     outcomes: tuple[RecipientOutcome, ...] = ()
     unknown: tuple[str, ...] = ()  # begun, and no outcome came
     restarted: bool = False  # the machine was restarted: any recipient without an outcome may have been sent to
+    ways: Mapping[str, Way] = field(default_factory=dict)  # by recipient, of the attempts that had begun
 
     @property
     def identity(self) -> MessageIdentity:

@@ -91,6 +91,16 @@ class Mail(Protocol):
 class Turn(Protocol):
     """The right to send one message now. Must be used or released."""
 
+    @property
+    def server(self) -> str:
+        """host:port of the connection."""
+        ...
+
+    @property
+    def tls(self) -> str | None:
+        """Version and cipher; None: plain."""
+        ...
+
     async def send(self, mail: Mail, journal: Journal) -> Attempt:
         """One transaction, start to end; every recipient of the mail has exactly one outcome in the answer.
 

@@ -148,6 +148,16 @@ class SmtpTurn:
         self._transport = transport
         self._turn = turn
 
+    @property
+    def server(self) -> str:
+        """host:port of the connection."""
+        return self._turn.server
+
+    @property
+    def tls(self) -> str | None:
+        """Version and cipher; None: plain."""
+        return self._turn.tls
+
     def release(self) -> None:
         """Give it back unused."""
         self._turn.release()

@@ -28,7 +28,7 @@ $(VENV)/.runtime: requirements.lock requirements-build.lock pyproject.toml | $(B
 
 $(VENV)/.tools: requirements-dev.lock $(VENV)/.runtime
 	@echo "Installing the tools for tests and checks into $(VENV)"
-	@$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
+	@$(PIP) install --no-deps --no-build-isolation --require-hashes -r requirements-dev.lock
 	@touch $@
 
 setup: $(VENV)/.tools ## the environment with all tools; after it there is .venv/bin/mpu

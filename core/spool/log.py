@@ -49,6 +49,7 @@ _ROOM_PER_RECIPIENT = 400  # octets of an outcome, usually 150
 _PROBE_SECONDS = 1.0
 _LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})
 MAX_RECORD = 64 << 20
+UNNAMED = TEMPORARY + b"log-"  # segments that are being made: locked from the first moment on, and large
 
 
 def _row(outcome: RecipientOutcome) -> str:
@@ -258,7 +259,7 @@ class OutcomeLog:
         self._drop_segments()
 
     def _create_segment(self, header: bytes, size: int) -> int:
-        temporary = TEMPORARY + secrets.token_hex(8).encode()
+        temporary = UNNAMED + secrets.token_hex(8).encode()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(temporary, flags, 0o660, dir_fd=self._mpu_fd)
         try:

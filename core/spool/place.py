@@ -17,7 +17,7 @@ from core.domain.clock import Clock
 from core.domain.message import MessageIdentity
 from core.errors import DirectoryUnavailable, RelayError, StorageFull
 from core.spool import kernel, names
-from core.spool.log import OutcomeLog
+from core.spool.log import UNNAMED, OutcomeLog
 from core.spool.logread import OwnerLog
 from core.spool.sidecars import TEMPORARY, Sidecars, write_all
 from core.spool.values import Claim, Disposal, Opened
@@ -26,6 +26,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _STUFFING = b"dot-stuffing"
 _SKEW_SECONDS = 60.0  # that the clocks of two machines on one directory may differ
 _LITTER_SECONDS = 3600.0  # temporary files this old have no writer any more
+_UNNAMED_SECONDS = 60.0  # segments tell by their lock; a service that is killed at each start leaves 1 MiB a time
 
 
 @dataclass(slots=True)
@@ -231,7 +232,8 @@ def _start(place: Place) -> None:
     for name in kernel.listing(place.mpu_fd):
         if name.startswith(TEMPORARY) or name.endswith(b".lock"):
             with suppress(OSError):
-                if written - os.stat(name, dir_fd=place.mpu_fd).st_mtime > _LITTER_SECONDS:
+                seconds = _UNNAMED_SECONDS if name.startswith(UNNAMED) else _LITTER_SECONDS
+                if written - os.stat(name, dir_fd=place.mpu_fd).st_mtime > seconds:
                     _remove_unheld(place.mpu_fd, name)
     with suppress(OSError, ValueError):
         fd = os.open(_STUFFING, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.mpu_fd)

@@ -64,7 +64,7 @@ fuzz: $(VENV)/.tools ## look for octets that break the parsers: MINUTES=1 a targ
 		PYTHONPATH=var/fuzz/site:. $(BIN)/python -m tests.fuzz $$target var/fuzz \
 			-max_total_time=$$(( $(or $(MINUTES),1) * 60 )) || exit 1; done
 
-chaos: $(VENV)/.tools ## every promise with the figures of its table: kills, power cuts, full disks (about an hour)
+chaos: $(VENV)/.tools ## every promise with the figures of its table: kills, power cuts, full disks (15 to 30 minutes)
 	$(BIN)/python -m tests.chaos $(CHAOS)
 
 format: $(VENV)/.tools ## put the code into shape

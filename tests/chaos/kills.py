@@ -93,7 +93,7 @@ class _Run:
         child.kill()
 
     def _kill_service(self, batch: list[Letter]) -> None:
-        with service(self.place.data, self.place.pickup.parent, MPU_LOG_LEVEL="info") as running:
+        with service(self.place.data, self.place.pickup.parent) as running:
             hand_over(self.place.pickup, batch, self.chance)
             self.ledger.wait_for(self.chance.randrange(1, 50))
             running.kill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import shutil
@@ -168,8 +169,9 @@ def _again(place: Place, mails: list[Letter], chance: random.Random) -> None:
         target = place.pickup / f"report{number}.eml"
         if not target.exists():
             mail = letter(chance, f"n{len(mails):06d}", chance.choice("tttd"))
-            write_in_place(place.pickup, mail, name=target.name)
-            mails.append(mail)
+            with contextlib.suppress(FileExistsError):  # the last one was put back just now
+                write_in_place(place.pickup, mail, name=target.name)
+                mails.append(mail)
 
 
 class _Jumping(SystemClock):

@@ -37,7 +37,7 @@ def stops(plan: Plan) -> list[Row]:
                 os.kill(child.pid, signal.SIGTERM)
                 code = child.wait()
             else:
-                with service(place.data, place.pickup.parent, MPU_LOG_LEVEL="error") as running:
+                with service(place.data, place.pickup.parent) as running:
                     hand_over(place.pickup, batch, chance)
                     ledger.wait_for(chance.randrange(share // 2))
                     under_load = bool(place.names())

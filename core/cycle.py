@@ -161,7 +161,7 @@ class Cycle:
 
     async def run(self, *, include_deferred: bool = False, stop: Callable[[], bool] = lambda: False) -> Report:
         """Work off one whole scan, begun now; each message is tried at most once. Ends when all of it is settled."""
-        report, trouble = Report(), self.storage
+        report, trouble, began = Report(), self.storage, self._clock.now()
 
         def ended() -> bool:
             return self._stopping or stop()
@@ -171,6 +171,7 @@ class Cycle:
             await self._take_orphans(report)
             if include_deferred:
                 await self._make_due(ended)
+            began = self._clock.now()  # what becomes due behind the scan's back is for the next run
             await self._work_off(report, ended)
         except DirectoryUnavailable as error:
             self._lost(error)
@@ -181,7 +182,7 @@ class Cycle:
         report.stopped = ended()
         report.complete = report.complete and not report.stopped
         if report.unavailable is None:
-            self._wake_when_due()
+            self._wake_when_due(began)
             if self.storage is trouble and self.spool.claims_allowed and not self.spool.pending():
                 self.storage = None  # it did not come again
             if self._short_of_storage:
@@ -401,9 +402,9 @@ class Cycle:
         if self.by_itself():
             self._look_again(name, max(due_at - self._clock.now(), 0.0))
 
-    def _wake_when_due(self) -> None:
+    def _wake_when_due(self, since: float) -> None:
         """Deferred mail of an earlier life is only known by its sidecar: the earliest due time wakes the cycle."""
-        due_at = self.spool.next_due_at()
+        due_at = self.spool.next_due_at(since)
         if due_at is not None:
             self._when_due(b"", due_at)
 

@@ -161,10 +161,15 @@ class DirectorySpool:
         """Whether a name (from an event) is that of a waiting message."""
         return self.place.matches(name)
 
-    def next_due_at(self) -> float | None:
-        """Earliest due time among deferred messages that lies ahead, seconds since the epoch."""
+    def next_due_at(self, since: float | None = None) -> float | None:
+        """Earliest due time of deferred messages that lies ahead, or came after `since`; seconds since the epoch."""
         place = self.place
-        return min(filter(place.lies_ahead, place.sidecars.due_times()), default=None)
+        times = place.sidecars.due_times()
+        if since is None:
+            return min(filter(place.lies_ahead, times), default=None)
+        return min(
+            (at for at in times if at > since and (at <= place.clock.now() or place.lies_ahead(at))), default=None
+        )
 
     def examine(self, name: bytes, *, event_seen: bool = False) -> Opened:
         """Claim, steps 1 to 4: open, look, no writer any more, lock.

@@ -517,7 +517,9 @@ def test_a_deferred_message_is_not_even_opened_before_it_is_due(
         spool.examine(b"x.eml", event_seen=True)
     assert list(spool.scan()) == []
     assert spool.next_due_at() == clock.now() + 60
+    scanned = clock.now()
     clock.advance(60)
+    assert (spool.next_due_at(), spool.next_due_at(scanned)) == (None, clock.now())  # it became due behind a scan
     assert list(spool.scan()) == [b"x.eml"]
     opened = spool.examine(b"x.eml", event_seen=True)
     assert opened.sidecar == Sidecar(attempts=1, due_at=clock.now())

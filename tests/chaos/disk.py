@@ -86,6 +86,8 @@ class Recorder:
             return result
 
     def said(self, word: str, *about: Any) -> None:
+        if word == "received":
+            return
         with self._lock:
             self.ops.append(Op(word, name=about[0], about=about[1]))
 

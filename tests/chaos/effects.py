@@ -137,6 +137,20 @@ def _network(to: Observer) -> None:
         count: int = to.around("send", lambda: send(self, data, *flags), lambda: send(self, data[:half], *flags), about)
         return count
 
+    receive, receive_into = socket.socket.recv, socket.socket.recv_into
+
+    def hooked_receive(self: socket.socket, *about: Any) -> bytes:
+        data = receive(self, *about)
+        to.said("received", self.fileno())
+        return data
+
+    def hooked_receive_into(self: socket.socket, *about: Any) -> int:
+        count = receive_into(self, *about)
+        to.said("received", self.fileno())
+        return count
+
+    socket.socket.recv = hooked_receive  # type: ignore[assignment,method-assign]  # as below
+    socket.socket.recv_into = hooked_receive_into  # type: ignore[assignment,method-assign]  # as below
     socket.socket.send = hooked_send  # type: ignore[assignment,method-assign]  # that is what a hook is
 
 
@@ -168,7 +182,8 @@ class Dots:
     """Which final dots are out, from what is sent; which of them have their outcome in the log."""
 
     streams: dict[int, bytes] = field(default_factory=dict)  # by descriptor of the connection
-    out: set[str] = field(default_factory=set)  # keys of mails
+    out: dict[str, int] = field(default_factory=dict)  # keys of mails, and their connections
+    read_at: dict[str, int] = field(default_factory=dict)  # the count of effects when the reply was read
     on_dot: Callable[[str], None] = lambda _: None
 
     def sent(self, fd: int, data: bytes) -> None:
@@ -179,7 +194,8 @@ class Dots:
             found = stream[:end].rfind(b"Message-ID: <")
             if found >= 0:
                 key = stream[found + 13 : stream.index(b"@", found)].decode()
-                self.out.add(key)
+                self.out[key] = fd
+                self.read_at.pop(key, None)
                 self.on_dot(key)
             stream = stream[end + len(END_OF_DATA) :]
             end = stream.find(END_OF_DATA)
@@ -187,7 +203,17 @@ class Dots:
 
     def answered(self, name: bytes) -> None:
         """Its outcome is in the log."""
-        self.out.discard(name.decode().removesuffix(".eml"))
+        self.out.pop(name.decode().removesuffix(".eml"), None)
+
+    def received(self, fd: int, count: int) -> None:
+        """A reply was read on this connection."""
+        for key, connection in self.out.items():
+            if connection == fd:
+                self.read_at.setdefault(key, count)
+
+    def open_at(self, count: int) -> list[str]:
+        """Whose reply was not read before this effect; or just before, and it is the one that logs the outcome."""
+        return sorted(key for key in self.out if count <= self.read_at.get(key, count) + 1)
 
 
 @dataclass
@@ -236,14 +262,16 @@ class Killer:
         return result
 
     def said(self, word: str, *about: Any) -> None:
-        if word == "outcome":
+        if word == "received":
+            self.dots.received(about[0], self.count)
+        elif word == "outcome":
             self.dots.answered(about[0])
             if self.stop_at == "outcome":
                 self._die(word, about)
 
     def _die(self, kind: str, about: Sequence[Any]) -> NoReturn:
         what = next((a for a in about if isinstance(a, bytes)), b"")[:40]
-        line = f"{self.mode} {kind} {what!r}\t{','.join(sorted(self.dots.out))}"
+        line = f"{self.mode} {kind} {what!r}\t{','.join(self.dots.open_at(self.count))}"
         os.pwritev(self.report_fd, [line.encode()], 0)
         os.kill(os.getpid(), signal.SIGKILL)
         while True:

@@ -205,8 +205,7 @@ def _pair(place: Place, name: bytes, fd: int, found: os.stat_result) -> None:
         os.unlink(name, dir_fd=place.work_fd)
         place.locked_names.add(name)
     finally:
-        if lock_fd >= 0:
-            os.close(lock_fd)
+        _close_lock(place, lock_fd, name)
     raise MessageGone("its claim was interrupted: it is recovered")
 
 
@@ -311,12 +310,17 @@ def take_lock(place: Place, fd: int, base: bytes) -> int:
 
 def close_both(place: Place, fd: int, lock_fd: int, base: bytes) -> None:
     """Close a message and its lock file."""
-    if lock_fd >= 0:
-        if not place.closed:
-            with suppress(OSError):
-                os.unlink(_lock_name(base), dir_fd=place.mpu_fd)
-        os.close(lock_fd)
+    _close_lock(place, lock_fd, base)
     os.close(fd)
+
+
+def _close_lock(place: Place, lock_fd: int, base: bytes) -> None:
+    if lock_fd < 0:
+        return
+    if not place.closed:
+        with suppress(OSError):
+            os.unlink(_lock_name(base), dir_fd=place.mpu_fd)
+    os.close(lock_fd)
 
 
 def _lock_name(base: bytes) -> bytes:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.spool import spool_at
+from core.errors import MessageGone
+from core.spool.kernel import Features
+from tests.support.spool import spool_at, write
 
 
 def _temporary(path: Path, name: str, age: float) -> Path:
@@ -47,3 +49,15 @@ def test_a_segment_that_its_owner_holds_stays(tmp_path: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         spool_at(path).close()
         assert file.exists()
+
+
+def test_a_claim_seen_halfway_leaves_no_lock_file(tmp_path: Path) -> None:
+    """Where there is neither renameat2 nor flock, another process may look between link and unlink."""
+    path = tmp_path / "in"
+    spool = spool_at(path, features=Features(rename_noreplace=False, flock=False))
+    name = write(path)
+    os.link(path / "x.eml", path / "x.eml.lck")
+    with pytest.raises(MessageGone):
+        spool.examine(name, event_seen=True)
+    assert [n for n in os.listdir(path / ".mpu") if n.endswith(".lock")] == []
+    spool.close()

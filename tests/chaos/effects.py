@@ -177,6 +177,9 @@ def _relay(to: Observer) -> None:
         setattr(owner, name, hook)
 
 
+REPLIES_AT_ONCE = 3  # replies that one read may bring, each logged by an effect of its own
+
+
 @dataclass
 class Dots:
     """Which final dots are out, from what is sent; which of them have their outcome in the log."""
@@ -213,7 +216,7 @@ class Dots:
 
     def open_at(self, count: int) -> list[str]:
         """Whose reply was not read before this effect; or just before, and it is the one that logs the outcome."""
-        return sorted(key for key in self.out if count <= self.read_at.get(key, count) + 1)
+        return sorted(key for key in self.out if count <= self.read_at.get(key, count) + REPLIES_AT_ONCE)
 
 
 @dataclass
@@ -225,6 +228,7 @@ class Killer:
     report_fd: int
     stop_at: str = ""  # kill when a final dot is out ("dot"), or when an "outcome" is in the log
     count: int = 0
+    own: int = 0
     dots: Dots = field(default_factory=Dots)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -247,6 +251,8 @@ class Killer:
 
     def _next(self, kind: str, about: Sequence[Any]) -> bool:
         self.count += 1
+        if threading.current_thread() is threading.main_thread():
+            self.own += 1  # of the loop: what the ledger's thread does meanwhile delays no outcome
         here = self.count == self.at
         if here and self.mode == "before":
             self._die(kind, about)
@@ -263,7 +269,7 @@ class Killer:
 
     def said(self, word: str, *about: Any) -> None:
         if word == "received":
-            self.dots.received(about[0], self.count)
+            self.dots.received(about[0], self.own)
         elif word == "outcome":
             self.dots.answered(about[0])
             if self.stop_at == "outcome":
@@ -271,7 +277,7 @@ class Killer:
 
     def _die(self, kind: str, about: Sequence[Any]) -> NoReturn:
         what = next((a for a in about if isinstance(a, bytes)), b"")[:40]
-        line = f"{self.mode} {kind} {what!r}\t{','.join(self.dots.open_at(self.count))}"
+        line = f"{self.mode} {kind} {what!r}\t{','.join(self.dots.open_at(self.own))}"
         os.pwritev(self.report_fd, [line.encode()], 0)
         os.kill(os.getpid(), signal.SIGKILL)
         while True:

@@ -767,10 +767,11 @@ class SmtpServer:
         if self._server is not None:
             self._server.close()
             self._server = None
-        self.drop()
-        for _ in range(3):  # what was accepted is made known by then
+        for _ in range(5):  # what was accepted is made known by then
+            self.drop()
             await asyncio.sleep(0)
         while self.live or self.tasks:
+            self.drop()
             await asyncio.sleep(0)
             for task in self.tasks:
                 task.cancel()

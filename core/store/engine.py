@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from contextlib import closing, suppress
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,6 +25,8 @@ from core.errors import DatabaseNewer, DatabaseUnavailable, StorageFull
 from core.store.tables import REVISION
 
 READERS = 4  # threads, and connections for them
+WAL_PAGES = 4000  # 16 MiB until it goes back into the file; a page that many groups touch goes back once
+LOW_BYTES = 64 << 20  # of room on the file system: see spare_room
 BUSY_TIMEOUT_SECONDS = 2.0  # that SQLite itself waits for another process's lock, before we report it
 _CHECKED_BYTES = 32 << 20  # up to here the whole file is checked at the start; a second or so of reading
 _MAGIC = b"SQLite format 3\0"
@@ -48,7 +51,7 @@ def writer_engine(path: str) -> sa.Engine:
             "synchronous=FULL",
             "foreign_keys=ON",
             "cache_size=-65536",  # 64 MiB, for the warm ends of the indexes
-            "wal_autocheckpoint=4000",  # pages; a page that many groups touch goes back into the file once
+            f"wal_autocheckpoint={WAL_PAGES}",
             "journal_size_limit=67108864",
         )
 
@@ -57,6 +60,18 @@ def writer_engine(path: str) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def spare_room(engine: sa.Engine, path: str) -> None:
+    """Where little room is left, the WAL goes back into the file after each group, and begins anew.
+
+    It would else take the last of the room for itself, and then there is none left for putting it back.
+    """
+    with suppress(OSError, DBAPIError, sqlite3.Error):  # no room for that either: the commit says so
+        found = os.statvfs(path)
+        if found.f_bavail * found.f_frsize < LOW_BYTES:
+            with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+                cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")  # waits for no reader
 
 
 def reader_engine(path: str) -> sa.Engine:

@@ -34,7 +34,7 @@ from sqlmodel import Session
 
 from core.domain.clock import Clock
 from core.errors import NotRunning, RelayError
-from core.store.engine import translate, writer_engine
+from core.store.engine import spare_room, translate, writer_engine
 from core.store.entry import Disposer, Entry
 from core.store.record import record
 
@@ -226,6 +226,7 @@ class Ledger:
 
     def _commit_at_last(self, group: list[_Settlement]) -> list[_Settlement]:
         """Commit the group, however long it takes; those that are committed. The callers of others have been told."""
+        assert self._engine is not None
         tries = 0
         while group:
             try:
@@ -236,6 +237,7 @@ class Ledger:
                 self._report(translate(error, str(self._path)), waiting=len(group) + len(self._backlog))
             else:
                 self._report(None)
+                spare_room(self._engine, str(self._path))
                 break
             pause = _BACKOFF_SECONDS[min(tries, len(_BACKOFF_SECONDS) - 1)]
             tries += 1

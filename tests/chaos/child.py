@@ -188,6 +188,7 @@ async def serve(
     """Work until SIGTERM, and stop as the service does. `patient`: a failed start doesn't end it."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     relay = Relay(settings or place.settings(), clock=clock)
     await relay.start()
     if relay.failure is not None and not patient:
@@ -201,8 +202,12 @@ async def serve(
 def serving(
     place: Place, *, settings: Settings | None = None, clock: Clock | None = None, patient: bool = False
 ) -> Child:
-    """A relay that works until SIGTERM."""
-    return fork(lambda: run_loop(serve(place, settings, clock, patient=patient)), place.log)
+    """A relay that works until SIGTERM; one that comes before it can be heeded waits."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        return fork(lambda: run_loop(serve(place, settings, clock, patient=patient)), place.log)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def empty(relay: Relay, place: Place, seconds: float = PATIENCE_SECONDS) -> None:

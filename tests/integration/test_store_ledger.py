@@ -19,7 +19,7 @@ from sqlmodel import Session
 from core.domain.outcome import AccountFault, Outcome
 from core.domain.reply import Phase
 from core.errors import DatabaseUnavailable, NotRunning, StorageFull
-from core.store import settings
+from core.store import engine, settings
 from core.store.entry import Status
 from core.store.ledger import Health, Ledger
 from tests.support.database import START, MovableClock, attempt, database, entry, outcome
@@ -420,3 +420,17 @@ async def test_two_processes_may_write_to_one_database(path: Path) -> None:
     assert rows(path, "SELECT count(*) FROM recipient") == [(200,)]
     await asyncio.to_thread(one.close)
     await asyncio.to_thread(other.close)
+
+
+@pytest.mark.parametrize("low", [True, False])
+async def test_where_room_is_short_the_wal_does_not_take_it(
+    ledger: Ledger, path: Path, monkeypatch: pytest.MonkeyPatch, low: bool
+) -> None:
+    monkeypatch.setattr(engine, "LOW_BYTES", 1 << 62 if low else 0)
+    sizes = []
+    for number in range(60):
+        await ledger.settle(entry(f"{number}.eml", subject="x" * 200))
+        await ledger.flush()
+        sizes.append(path.with_name(path.name + "-wal").stat().st_size)
+    grown = sizes[-1] - sizes[len(sizes) // 2]
+    assert grown == 0 if low else grown > 30 * 4096

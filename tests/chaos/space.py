@@ -45,7 +45,7 @@ def space(plan: Plan) -> list[Row]:
         try:
             with _tmpfs(root / "disk") as disk:
                 _one(row, root, disk, each, plan.seed + number)
-        except PermissionError as error:
+        except (PermissionError, FileNotFoundError) as error:
             row.skipped = str(error)
             break
     return [row]

@@ -47,7 +47,7 @@ lint: $(VENV)/.tools ## ruff, mypy, import directions, dependencies, bandit, mig
 	$(BIN)/mpu openapi --check
 
 test: lint ## everything that must hold: lint, then all tests with coverage of branches
-	$(BIN)/pytest -n $(WORKERS) --cov --cov-branch --cov-report=term:skip-covered $(TESTS)
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal --cov --cov-branch --cov-report=term:skip-covered $(TESTS)
 
 model: $(VENV)/.tools ## the relay against the model for a long time: EXAMPLES=500 STEPS=40
 	MODEL_EXAMPLES=$(or $(EXAMPLES),500) MODEL_STEPS=$(or $(STEPS),40) $(BIN)/pytest -q tests/acceptance/test_model.py

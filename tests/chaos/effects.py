@@ -214,9 +214,9 @@ class Dots:
             if connection == fd:
                 self.read_at.setdefault(key, count)
 
-    def open_at(self, count: int) -> list[str]:
+    def open_at(self, count: int, replies: int) -> list[str]:
         """Whose reply was not read before this effect; or just before, and it is the one that logs the outcome."""
-        return sorted(key for key in self.out if count <= self.read_at.get(key, count) + REPLIES_AT_ONCE)
+        return sorted(key for key in self.out if count <= self.read_at.get(key, count) + replies)
 
 
 @dataclass
@@ -226,6 +226,7 @@ class Killer:
     at: int
     mode: str  # before | half | after
     report_fd: int
+    alone: bool = True  # one message, whose outcome is the very next effect once its reply was read
     stop_at: str = ""  # kill when a final dot is out ("dot"), or when an "outcome" is in the log
     count: int = 0
     own: int = 0
@@ -251,7 +252,7 @@ class Killer:
 
     def _next(self, kind: str, about: Sequence[Any]) -> bool:
         self.count += 1
-        if threading.current_thread() is threading.main_thread():
+        if self.alone or threading.current_thread() is threading.main_thread():
             self.own += 1  # of the loop: what the ledger's thread does meanwhile delays no outcome
         here = self.count == self.at
         if here and self.mode == "before":
@@ -277,7 +278,8 @@ class Killer:
 
     def _die(self, kind: str, about: Sequence[Any]) -> NoReturn:
         what = next((a for a in about if isinstance(a, bytes)), b"")[:40]
-        line = f"{self.mode} {kind} {what!r}\t{','.join(self.dots.open_at(self.own))}"
+        replies = 1 if self.alone else REPLIES_AT_ONCE
+        line = f"{self.mode} {kind} {what!r}\t{','.join(self.dots.open_at(self.own, replies))}"
         os.pwritev(self.report_fd, [line.encode()], 0)
         os.kill(os.getpid(), signal.SIGKILL)
         while True:

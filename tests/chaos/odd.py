@@ -91,7 +91,7 @@ def _victim(place: Place, at: int, mode: str, meanwhile: Callable[[], None]) -> 
     fd = os.open(report, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
 
     def work() -> int | None:
-        install(Killer(at, mode, fd))
+        install(Killer(at, mode, fd, alone=False))
         return asyncio.run(serve(place, place.settings(look_ahead=LOOK_AHEAD)))
 
     child = fork(work, place.log)

@@ -53,7 +53,7 @@ class Service:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(PATIENCE_SECONDS)
 
-    def post(self, path: str, **body: Any) -> Any:
+    def post(self, path: str, /, **body: Any) -> Any:
         """A POST that must succeed."""
         answer = self.http.post(path, json=body)
         assert answer.is_success, answer.text

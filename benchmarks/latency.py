@@ -22,7 +22,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from benchmarks.postfix import Postfix
+from benchmarks.peers.postfix import Postfix
 from core.domain.account import Directory
 from core.logs import configure_logs
 from tests.support.relay import account, mail, running

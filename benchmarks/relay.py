@@ -13,6 +13,7 @@ from typing import Any
 from tests.support.service import Service, service
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_DRAIN_SECONDS = 3600.0
 
 
 @dataclass
@@ -44,6 +45,26 @@ class Mpu:
             raise RuntimeError(f"the drain left something: {answer}")
         return seconds
 
+    def begin_drain(self, **body: Any) -> str:
+        """POST /drain without waiting for it; its id."""
+        answer = self.service.http.post("/drain", params={"wait": "false"}, json=body)
+        answer.raise_for_status()
+        return str(answer.json()["id"])
+
+    def stop_drain(self, drain_id: str) -> None:
+        """It claims nothing more."""
+        self.service.http.delete(f"/drains/{drain_id}").raise_for_status()
+
+    def drain_ended(self, drain_id: str) -> dict[str, Any]:
+        """Wait for its end; what it said."""
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while time.monotonic() < deadline:
+            answer: dict[str, Any] = self.service.http.get(f"/drains/{drain_id}").raise_for_status().json()
+            if answer["state"] != "running":
+                return answer
+            time.sleep(0.05)
+        raise TimeoutError(f"drain {drain_id} did not end")
+
     def cpu_seconds(self) -> float:
         """User and system time of the process so far."""
         stat = Path(f"/proc/{self.service.process.pid}/stat").read_text()
@@ -64,11 +85,11 @@ class Mpu:
 
 
 @contextmanager
-def mpu(root: Path, **settings: str) -> Iterator[Mpu]:
-    """Started, ready, and stopped at the end. `settings`: further MPU_ variables."""
+def mpu(root: Path, wrapper: Sequence[str] = (), **settings: str) -> Iterator[Mpu]:
+    """Started, ready, and stopped at the end. `wrapper`: a command that runs it. `settings`: further MPU_ variables."""
     root.mkdir(parents=True, exist_ok=True)
     (root / "spool").mkdir(exist_ok=True)
     allowed = {"MPU_ALLOWED_SMTP_PORTS": "0", **settings}
-    with service(root / "data", root / "spool", **allowed) as running:
+    with service(root / "data", root / "spool", wrapper, **allowed) as running:
         yield Mpu(running, root)
         running.stop()

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +61,14 @@ class Service:
 
 
 @contextmanager
-def service(data_dir: Path, root: Path, **settings: str) -> Iterator[Service]:
-    """Start one on a free port and wait until it listens."""
+def service(data_dir: Path, root: Path, wrapper: Sequence[str] = (), **settings: str) -> Iterator[Service]:
+    """Start one on a free port and wait until it listens. `wrapper`: a command that runs it, as another user, say."""
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     log = data_dir.parent / f"{data_dir.name}.log"
     with log.open("ab") as out:
         offset = out.tell()
         process = subprocess.Popen(
-            [*COMMAND, "serve", "--port", "0", "--data-dir", str(data_dir), "--pickup-root", str(root)],
+            [*wrapper, *COMMAND, "serve", "--port", "0", "--data-dir", str(data_dir), "--pickup-root", str(root)],
             stdout=out,
             stderr=out,
             env=environment(MPU_LOG_FORMAT="json", **settings),

@@ -71,3 +71,9 @@ def in_turns(rounds: int, runs: Iterable[tuple[str, Callable[[int], float]]]) ->
         for who, run in everybody:
             values[who].append(run(number))
     return {who: tuple(series) for who, series in values.items()}
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """The value that `share` of them don't exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]

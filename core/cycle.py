@@ -36,6 +36,7 @@ from core.errors import (
     StorageBroken,
     StorageFull,
 )
+from core.slots import OpenMessages
 from core.spool.directory import DirectorySpool, Opened, Recovered
 
 log = structlog.get_logger()
@@ -52,7 +53,9 @@ STORAGE_SECONDS = 15.0  # until a directory without room, or one whose outcomes 
 class Deliverer(Protocol):
     """What delivers a message (core/delivery.py)."""
 
-    async def deliver(self, spool: DirectorySpool, directory: Directory, opened: Opened) -> Delivered: ...
+    async def deliver(
+        self, spool: DirectorySpool, directory: Directory, opened: Opened, settling: Callable[[], None]
+    ) -> Delivered: ...
 
     async def settle_recovered(
         self, spool: DirectorySpool, directory: Directory, recovered: Recovered
@@ -127,7 +130,7 @@ class Cycle:
         outlets: Outlets,
         *,
         clock: Clock,
-        open_messages: asyncio.Semaphore,
+        open_messages: OpenMessages,
         look_ahead: int = 64,
         scan_batch: int = 1000,
         on_delivered: Callable[[Directory, Delivered], None] | None = None,
@@ -142,8 +145,9 @@ class Cycle:
         self._deliverer = deliverer
         self._outlets = outlets
         self._clock = clock
-        self._open_messages = open_messages  # of the whole process
+        self._open = open_messages.join()  # its part of what the whole process may have open
         self._look_ahead = look_ahead
+        self._unsettled = 0  # messages that are worked on and not with the ledger yet
         self._slot_freed = asyncio.Event()
         self._offered: dict[bytes, bool] = {}  # names that wait for a slot, and whether their event was seen
         self._scan_batch = scan_batch
@@ -262,7 +266,7 @@ class Cycle:
     async def _work_on(self, name: bytes, run: _Run, ended: Callable[[], bool]) -> None:
         """Start the name as soon as there is a slot, or join whoever works on it."""
         block = self._block()
-        if block is None and name not in self._working:
+        if block is None and self._unsettled >= self._look_ahead and name not in self._working:
             await self._free_slot()
             block = self._block()  # time has passed
         if block is not None:
@@ -271,7 +275,7 @@ class Cycle:
             run.follow(name, self._working.get(name) or self._start(name, event_seen=False))
 
     async def _free_slot(self) -> None:
-        while len(self._working) >= self._look_ahead:
+        while self._unsettled >= self._look_ahead:
             self._slot_freed.clear()
             await self._slot_freed.wait()
 
@@ -301,7 +305,7 @@ class Cycle:
             return
         if not self._matches(name) or self._block() is not None:
             return  # a resume or the next run finds it
-        if len(self._working) < self._look_ahead:
+        if self._unsettled < self._look_ahead:
             self._start(name, event_seen=event_seen)
         elif len(self._offered) < OFFERED_MAX:  # else the next run finds it
             self._offered.setdefault(name, event_seen)
@@ -314,7 +318,7 @@ class Cycle:
 
     def _start_offered(self) -> None:
         """A slot is free: the next name that was offered, first come, first served."""
-        while self._offered and len(self._working) < self._look_ahead:
+        while self._offered and self._unsettled < self._look_ahead:
             name = next(iter(self._offered))
             event_seen = self._offered.pop(name)
             if not self._stopping and name not in self._working and self._block() is None:
@@ -323,12 +327,27 @@ class Cycle:
     def _start(self, name: bytes, *, event_seen: bool) -> asyncio.Task[Delivered | None]:
         task = asyncio.get_running_loop().create_task(self._one(name, event_seen=event_seen))
         self._working[name] = task
+        self._unsettled += 1
         return task
 
     async def _one(self, name: bytes, *, event_seen: bool) -> Delivered | None:
+        unsettled = True
+
+        def settling() -> None:
+            """Its way is over but for the commit: the next one may begin, so that groups don't wait for one another."""
+            nonlocal unsettled
+            if unsettled:
+                unsettled = False
+                self._unsettled -= 1
+                self._slot_freed.set()
+                self._start_offered()
+
         try:
-            async with self._open_messages:
-                delivered = await self._deliver(name, event_seen=event_seen)
+            await self._open.acquire()
+            try:
+                delivered = await self._deliver(name, settling, event_seen=event_seen)
+            finally:
+                self._open.release()
         except Exception as error:  # nothing that one file does may stop the others
             log.exception("delivery failed", directory=self.directory.name, file=name, remedy="report this as a fault")
             self._problem(name, MessageError(f"a fault of this service: {error!r}", remedy="report this as a fault"))
@@ -336,8 +355,7 @@ class Cycle:
             return None
         finally:
             del self._working[name]
-            self._slot_freed.set()
-            self._start_offered()
+            settling()
             if name in self._came:
                 self._came.discard(name)
                 self.offer(name)
@@ -361,10 +379,10 @@ class Cycle:
             elif self._block() is None:  # what was in its way is over by now: who told of that came too early for it
                 self._look_again(name, CONTENDED_SECONDS)
 
-    async def _deliver(self, name: bytes, *, event_seen: bool) -> Delivered | None:
+    async def _deliver(self, name: bytes, settling: Callable[[], None], *, event_seen: bool) -> Delivered | None:
         try:
             opened = self.spool.examine(name, event_seen=event_seen)
-            delivered = await self._deliverer.deliver(self.spool, self.directory, opened)
+            delivered = await self._deliverer.deliver(self.spool, self.directory, opened, settling)
         except MessageGone:
             self.problems.pop(name, None)
             self.writing.pop(name, None)
@@ -499,6 +517,7 @@ class Cycle:
 
     def close(self) -> None:
         """Let go of the directory."""
+        self._open.leave()
         self.spool.close()
 
 

@@ -23,7 +23,7 @@ import structlog
 from core.domain.account import Account, Directory
 from core.domain.clock import Clock
 from core.domain.envelope import Recipient, rewrite_sender
-from core.domain.lifecycle import Disposition, Settlement, letter, settle
+from core.domain.lifecycle import ALL_SENT, Disposition, Settlement, letter, settle
 from core.domain.message import MessageIdentity
 from core.domain.outcome import AccountFault, Attempt, Blame, Outcome, RecipientOutcome, Way
 from core.domain.reply import Phase
@@ -106,7 +106,7 @@ class Limits:
     max_header_bytes: int = 16 << 20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which takes four times as long: one is made for each message
 class Delivered:
     """What came of one message. `outcome` None: it wasn't claimed, for `blocked`'s reason, or put back uncounted."""
 
@@ -148,6 +148,7 @@ class _Work:
     directory: Directory
     opened: Opened
     prepared: Prepared
+    settling: Callable[[], None]
     claim: Claim | None = None
     journal: _Journal | None = None  # of the transaction that is under way
     outcomes: dict[str, RecipientOutcome] = field(default_factory=dict)
@@ -160,9 +161,11 @@ class _Work:
     def sidecar(self) -> Sidecar | None:
         return self.opened.sidecar
 
-    def open_recipients(self) -> list[Recipient]:
+    def open_recipients(self) -> Sequence[Recipient]:
         """Those that nobody has decided about, in this claim or an earlier one."""
         was = self.sidecar
+        if was is None and not self.outcomes:
+            return self.prepared.envelope.recipients
         return [
             r
             for r in self.prepared.envelope.recipients
@@ -172,7 +175,8 @@ class _Work:
 
     def all_recipients(self) -> list[str]:
         envelope = self.prepared.envelope
-        return [r.mailbox for r in envelope.recipients] + [text for text, _ in envelope.rejected]
+        names = [r.mailbox for r in envelope.recipients]
+        return names + [text for text, _ in envelope.rejected] if envelope.rejected else names
 
 
 class Delivery:
@@ -197,21 +201,28 @@ class Delivery:
 
     # --- a message that waits ---
 
-    async def deliver(self, spool: DirectorySpool, directory: Directory, opened: Opened) -> Delivered:
+    async def deliver(
+        self, spool: DirectorySpool, directory: Directory, opened: Opened, settling: Callable[[], None] = lambda: None
+    ) -> Delivered:
         """Deliver an opened message. On return or any error the handle is closed, one way or the other.
 
+        `settling` is told when nothing is left to do for it but to commit what came of it, and dispose of its file.
         Raises MessageError (left where it is, the error says why), StorageFull, StorageBroken, DirectoryUnavailable.
         """
         if opened.reject is not None:
             return await self._reject(spool, directory, opened, opened.reject)
         try:
-            prepared = await self._prepare(spool, directory, opened)
+            prepared = (
+                self._read(spool, directory, opened)
+                if opened.size <= READ_INLINE_BYTES
+                else await asyncio.to_thread(self._read, spool, directory, opened)
+            )
         except MessageRejected as rejection:
             return await self._reject(spool, directory, opened, rejection)
         except BaseException:
             spool.release(opened)
             raise
-        work = _Work(spool, directory, opened, prepared)
+        work = _Work(spool, directory, opened, prepared, settling)
         try:
             return await self._finish(work)
         except MessageRejected as rejection:
@@ -243,20 +254,18 @@ class Delivery:
         else:
             work.spool.put_back_now(claim)
 
-    async def _prepare(self, spool: DirectorySpool, directory: Directory, opened: Opened) -> Prepared:
-        def read() -> Prepared:
-            return prepare(
-                opened.fd,
-                size=opened.size,
-                mtime_ns=opened.identity.mtime_ns,
-                dot_stuffing=directory.dot_stuffing,
-                proven=spool.proven(),
-                max_header_bytes=self._limits.max_header_bytes,
-                max_recipients=directory.max_recipients,
-                name=opened.identity.name,
-            )
-
-        prepared = read() if opened.size <= READ_INLINE_BYTES else await asyncio.to_thread(read)
+    def _read(self, spool: DirectorySpool, directory: Directory, opened: Opened) -> Prepared:
+        identity = opened.identity
+        prepared = prepare(
+            opened.fd,
+            size=identity.size,
+            mtime_ns=identity.mtime_ns,
+            dot_stuffing=directory.dot_stuffing,
+            proven=spool.proven(),
+            max_header_bytes=self._limits.max_header_bytes,
+            max_recipients=directory.max_recipients,
+            name=identity.name,
+        )
         if prepared.dot_proof is not None:
             with contextlib.suppress(StorageFull):  # the next such file proves it again
                 spool.set_proven(prepared.dot_proof)
@@ -294,7 +303,7 @@ class Delivery:
             way = work.claim.way = Way(account.name, turn.server, turn.tls, self._clock.now())
             work.journal = _Journal(work.claim)
             # known by the start that the log has, so that a recovery tells of the same attempt
-            attempt = replace(await turn.send(mail, work.journal), started_at=way.started_at)
+            attempt = await turn.send(mail, work.journal, way.started_at)
             work.journal = None
         finally:
             turn.release()
@@ -303,12 +312,18 @@ class Delivery:
             work.spool.discard_now(work.claim)
 
     def _mail(self, work: _Work, account: Account, recipients: Sequence[Recipient]) -> OutgoingMail:
-        envelope, was = work.prepared.envelope, work.sidecar
+        prepared, was = work.prepared, work.sidecar
+        envelope = prepared.envelope
         if account.from_address:
             envelope = rewrite_sender(envelope, account.from_address, account.from_policy)
-        content = work.prepared.content(
-            message_id=(was and was.message_id) or self.message_id(work.directory, work.opened.identity),
-            date=(was and was.date) or _date(work.opened.arrived_at),
+        message_id = date = None  # the writer's
+        if prepared.internet_message_id is None:
+            message_id = (was and was.message_id) or self.message_id(work.directory, work.opened.identity)
+        if not prepared.has_date:
+            date = (was and was.date) or _date(work.opened.arrived_at)
+        content = prepared.content(
+            message_id=message_id,
+            date=date,
             from_address=account.from_address,
             from_policy=account.from_policy,
         )
@@ -414,12 +429,9 @@ class Delivery:
             account=account,
         )
         settlement = self._keep_added(work, settlement)
-        told = {o.recipient for a in work.attempts for o in a.outcomes}
-        local = [o for o in work.outcomes.values() if o.recipient not in told]
-        local += [
-            RecipientOutcome(name, Outcome.FAILED, Phase.LOCAL, Blame.TRANSIENT, None, "4.4.7", settlement.reason)
-            for name in settlement.expired
-        ]
+        local: tuple[RecipientOutcome, ...] = ()
+        if settlement is not ALL_SENT:  # else the attempts tell it all
+            local = _decided_here(work, settlement)
         was, kept = work.sidecar, settlement.sidecar
         before = was.attempts if was else 0
         identity = work.opened.identity
@@ -434,7 +446,7 @@ class Delivery:
             internet_message_id=work.prepared.internet_message_id or self.message_id(work.directory, identity),
             subject=work.prepared.subject,
             attempts=tuple(work.attempts),
-            outcomes=tuple(local),
+            outcomes=local,
             reason=settlement.reason,
             attempts_counted=kept.attempts if kept else before + (settlement.disposition is Disposition.DELETE),
             first_attempt_at=(kept.first_attempt_at if kept else None) or (was.first_attempt_at if was else None),
@@ -446,8 +458,10 @@ class Delivery:
         return await self._commit(work, settlement, entry, now)
 
     async def _commit(self, work: _Work, settlement: Settlement, entry: Entry, now: float) -> Delivered:
-        disposed = await self._ledger.settle(entry)
-        self._report(work, settlement, disposed)
+        settled = self._ledger.settle(entry)
+        work.settling()
+        disposed = await settled
+        self._report(work, entry.message_id, settlement, disposed)
         uncounted = settlement.disposition is Disposition.PUT_BACK and settlement.sidecar is None
         blocked = None
         if uncounted and work.route is not None and work.attempts:
@@ -464,10 +478,19 @@ class Delivery:
             now,
         )
 
-    def _report(self, work: _Work, settlement: Settlement, disposed: object) -> None:
+    def _report(self, work: _Work, message_id: str, settlement: Settlement, disposed: object) -> None:
         """One line an event; each failure says what to do about it."""
-        entry = log.bind(message=work.opened.identity.id, directory=work.directory.name)
         account = work.attempts[-1].account if work.attempts else None
+        if settlement.disposition is Disposition.DELETE and isinstance(disposed, Disposed) and disposed.ok:
+            log.info(
+                "sent",
+                message=message_id,
+                directory=work.directory.name,
+                account=account,
+                recipients=len(work.outcomes),
+            )
+            return
+        entry = log.bind(message=message_id, directory=work.directory.name)
         match settlement.disposition:
             case Disposition.DELETE:
                 entry.info("sent", account=account, recipients=len(work.outcomes))
@@ -577,10 +600,10 @@ class Delivery:
             log.info("recovered: put back", message=claim.identity.id, directory=directory.name)
             return Delivered(claim.identity, None, arrived_at=claim.arrived_at)
         try:
-            prepared = await self._prepare(spool, directory, claim.opened)
+            prepared = await asyncio.to_thread(self._read, spool, directory, claim.opened)
         except Exception as error:  # noqa: BLE001 - whatever it is, what the log tells must not be forgotten
             return await self._keep_recovered(spool, directory, recovered, error)
-        work = _Work(spool, directory, claim.opened, prepared, claim)
+        work = _Work(spool, directory, claim.opened, prepared, lambda: None, claim)
         for outcome in recovered.outcomes:
             work.outcomes[outcome.recipient] = outcome
         names = [r.mailbox for r in work.open_recipients()] if recovered.restarted else list(recovered.unknown)
@@ -650,6 +673,16 @@ class Delivery:
         """The Message-ID that is added where there is none: the same on each attempt (writers.md)."""
         digest = hashlib.sha256(f"{directory.name}\0{identity.local_id}".encode()).hexdigest()[:40]
         return f"<{digest}@{self._host_name}>"
+
+
+def _decided_here(work: _Work, settlement: Settlement) -> tuple[RecipientOutcome, ...]:
+    """Outcomes that no attempt tells."""
+    told = {o.recipient for a in work.attempts for o in a.outcomes}
+    expired = (
+        RecipientOutcome(name, Outcome.FAILED, Phase.LOCAL, Blame.TRANSIENT, None, "4.4.7", settlement.reason)
+        for name in settlement.expired
+    )
+    return (*(o for o in work.outcomes.values() if o.recipient not in told), *expired)
 
 
 def _unread(name: str) -> RecipientOutcome:

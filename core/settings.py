@@ -105,7 +105,7 @@ class Settings(BaseModel):
         default=16 << 20, ge=1 << 10, le=1 << 28, description="Largest header block of a message"
     )
     look_ahead: int = Field(
-        default=64, ge=1, le=10_000, description="Messages of a directory parsed and open before their turn"
+        default=64, ge=1, le=10_000, description="Messages of a directory that wait for their turn or are being sent"
     )
     scan_batch: int = Field(default=1000, ge=1, le=100_000, description="Names handed over at once by a scan")
     max_open_messages: int = Field(

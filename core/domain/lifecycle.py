@@ -54,6 +54,11 @@ class Settlement:
         return self.disposition in (Disposition.DELETE, Disposition.BADMAIL)
 
 
+_SENT = Outcome.SENT
+ALL_SENT = Settlement(Disposition.DELETE, Outcome.SENT)
+"""What comes of nearly all mail."""
+
+
 def settle(
     directory: Directory,
     before: Sidecar | None,
@@ -68,6 +73,8 @@ def settle(
 
     `chance` (0..1) is the jitter. A recipient without an outcome was not tried.
     """
+    if before is None and len(outcomes) == len(recipients) and all(o.outcome is _SENT for o in outcomes.values()):
+        return ALL_SENT
     was = before or Sidecar()
     known = {r: o for r, o in outcomes.items() if r not in was.accepted}
     accepted = was.accepted | {r for r, o in known.items() if o.outcome is Outcome.SENT}

@@ -128,7 +128,7 @@ class Checks:
             outcome = RecipientOutcome(recipient, Outcome.DEFERRED, fault.phase, None, code, enhanced, fault.detail)
             return outcome, f"{account.host}:{account.port}", None
         try:
-            attempt = await turn.send(mail, _NoJournal())
+            attempt = await turn.send(mail, _NoJournal(), self.clock.now())
         finally:
             turn.release()
         return attempt.outcomes[0], attempt.server, attempt.tls

@@ -19,6 +19,7 @@ from core.domain.clock import Clock
 from core.errors import NotFound, RelayError
 from core.runtime.outlets import Outlets
 from core.scheduler import Scheduler
+from core.slots import OpenMessages
 from core.spool.directory import DirectorySpool
 from core.spool.watch import Watcher
 
@@ -69,7 +70,7 @@ class Inlets:
         self._on_run = on_run
         self._look_ahead = look_ahead
         self._scan_batch = scan_batch
-        self._open_messages = asyncio.Semaphore(max_open_messages)
+        self._open_messages = OpenMessages(max_open_messages)
         self._inlets: dict[str, Inlet] = {}
         self._retired: dict[asyncio.Task[None], Cycle] = {}  # replaced or removed, with mail in flight perhaps
         self._relay_pause: Pause | None = None

@@ -25,6 +25,7 @@ from core.runtime.outlets import Outlets
 from core.runtime.queue import shown
 from core.runtime.transports import transport_of
 from core.settings import Settings
+from core.slots import OpenMessages
 from core.spool.directory import DirectorySpool
 from core.store.ledger import Ledger
 
@@ -98,7 +99,7 @@ async def process(
         ),
         outlets,
         clock=clock,
-        open_messages=asyncio.Semaphore(settings.max_open_messages),
+        open_messages=OpenMessages(settings.max_open_messages),
         look_ahead=settings.look_ahead,
         scan_batch=settings.scan_batch,
         on_delivered=note,

@@ -236,10 +236,10 @@ class Pool:
         """Open one more if more turns are wanted than there are connections to give them."""
         if self._closing or self._opening is not None:
             return
+        if len(self._connections) + len(self._leaving) >= self._max_connections:
+            return
         usable = sum(not connection.retiring for connection in self._connections)
         if len(self._waiters) + self._turns_out <= usable or (usable == 0 and not self._waiters):
-            return
-        if len(self._connections) + len(self._leaving) >= self._max_connections:
             return
         loop = asyncio.get_running_loop()
         if usable and loop.time() < self._open_not_before:

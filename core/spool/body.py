@@ -58,6 +58,11 @@ class FileBody:
 
     def chunks(self) -> Iterator[bytes]:
         """From the start, at most 256 KiB each. Raises MessageChanged. May be called again."""
+        small = self._pieces.whole()
+        if small is not None and len(small) + len(self._head) <= CHUNK_OCTETS:
+            yield self._head + small
+            self._file.check()
+            return
         held = self._head
         for piece in self._pieces():
             if len(held) + len(piece) <= CHUNK_OCTETS:
@@ -77,6 +82,11 @@ class _Pieces:
 
     def __call__(self) -> Iterable[bytes]:
         return self._source.chunks()
+
+    def whole(self) -> bytes | None:
+        """All of it, where it is at hand as it goes out."""
+        source = self._source
+        return source.held[source.start : source.end] if source.held is not None and source.as_is else None
 
 
 def _sliced(data: bytes) -> Iterator[bytes]:
@@ -98,6 +108,9 @@ class _RecodedPieces(_Pieces):
     def __call__(self) -> Iterable[bytes]:
         return self._recoding.run(self._source.chunks())
 
+    def whole(self) -> bytes | None:
+        return None
+
 
 @dataclass(slots=True)
 class FileContent:
@@ -109,8 +122,8 @@ class FileContent:
     _header: Header
     _facts: BodyFacts
     _source: BodySource
-    _message_id: str
-    _date: str
+    _message_id: str | None
+    _date: str | None
     _rewrite: FromRewrite | None
     _undisclosed: bool
 
@@ -167,14 +180,9 @@ class Prepared:
     facts: BodyFacts
     dot_proof: DotStuffing | None  # PLAIN: this file proves it of its directory
     stuffed: bool  # doubled dots are taken off
+    internet_message_id: str | None  # that the writer gave; None: one is added
     _source: BodySource
     _dropped: tuple[str, ...]
-
-    @property
-    def internet_message_id(self) -> str | None:
-        """The Message-ID that the writer gave; None: one is added."""
-        value = self.header.first(b"message-id")
-        return value[:998].decode("utf-8", "replace") if value else None
 
     @property
     def has_date(self) -> bool:
@@ -195,13 +203,13 @@ class Prepared:
     def content(
         self,
         *,
-        message_id: str,
-        date: str,
+        message_id: str | None,
+        date: str | None,
         from_address: str | None = None,
         from_policy: FromPolicy = FromPolicy.KEEP,
         exclude: AbstractSet[str] = frozenset(),
     ) -> FileContent:
-        """The content of one attempt. `message_id` and `date` are used where the writer gave none.
+        """The content of one attempt. `message_id` and `date` are needed, and used, where the writer gave none.
 
         `exclude`: mailboxes of the envelope that this attempt doesn't send to.
         """
@@ -211,9 +219,12 @@ class Prepared:
         header = self.header
         raw_header = not header.data.isascii()
         envelope = self.envelope
-        smtputf8 = not envelope.sender.isascii() or any(
-            not recipient.mailbox.isascii() and recipient.mailbox not in exclude for recipient in envelope.recipients
-        )
+        smtputf8 = not envelope.sender.isascii()
+        for recipient in () if smtputf8 else envelope.recipients:
+            mailbox = recipient.mailbox
+            if not mailbox.isascii() and mailbox not in exclude:
+                smtputf8 = True
+                break
         return FileContent(
             eight_bit=self.facts.eight_bit or raw_header,
             smtputf8=smtputf8,
@@ -266,7 +277,9 @@ def prepare(
         what = "a NUL octet" if facts.has_nul else "a line longer than 998 octets"
         raise MessageRejected("5.6.3", f"the mail is signed or encrypted and its body has {what}")
     proof = DotStuffing.PLAIN if facts.proves_plain else None
-    return Prepared(envelope, header, facts, proof, stuffed, source, layout.dropped)
+    named = header.first(b"message-id")
+    message_id = named[:998].decode("utf-8", "replace") if named else None
+    return Prepared(envelope, header, facts, proof, stuffed, message_id, source, layout.dropped)
 
 
 def _read_header(file: MessageFile, held: bytes | None, limit: int) -> tuple[bytes, Layout]:

@@ -56,8 +56,8 @@ def _row(outcome: RecipientOutcome) -> str:
     """JSON by hand: this is written for every message."""
     code, enhanced_code, blame = outcome.code, outcome.enhanced_code, outcome.blame
     return (
-        f'[{_quote(outcome.recipient)},"{outcome.outcome.value}","{outcome.phase.value}",'
-        f"{'null' if blame is None else _quote(blame.value)},{'null' if code is None else int(code)},"
+        f'[{_quote(outcome.recipient)},"{outcome.outcome}","{outcome.phase}",'
+        f"{'null' if blame is None else _quote(blame)},{'null' if code is None else int(code)},"
         f"{'null' if enhanced_code is None else _quote(enhanced_code)},{_quote(outcome.text)}]"
     )
 
@@ -189,10 +189,11 @@ class OutcomeLog:
     def _append(self, body: bytes, number: int, *, room: int) -> None:
         with self._lock:
             self._write(body, room=max(0, room))
-            self._unsynced.add(self._segments[-1][0])
+            newest = self._segments[-1][0]
+            self._unsynced.add(newest)
             kept = self._open.get(number)
             if kept is None:
-                kept = self._open[number] = _Kept(self._segments[-1][0])
+                kept = self._open[number] = _Kept(newest)
             kept.records.append(body)
             change = max(-kept.room, room)
             kept.room += change

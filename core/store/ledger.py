@@ -42,9 +42,9 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 GROUP = 500  # entries a transaction at most
-_SMALL_GROUP = 64  # below this a busy ledger waits a moment for more
-_GATHER_STEP_SECONDS = 0.0005
-_GATHER_STEPS = 10
+_SMALL_GROUP = 200  # below this a busy ledger waits a moment for more
+_GATHER_STEP_SECONDS = 0.002
+_GATHER_STEPS = 15
 _BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 

@@ -6,8 +6,10 @@ new row (tables.py) only for an outcome that its newest row doesn't tell already
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -19,6 +21,7 @@ from core.store.epoch import optional_to_database, to_database
 
 SUBJECT_LIMIT = 200  # characters
 TEXT_LIMIT = 1000  # characters of a server's words
+_ROWS_AT_ONCE = (100, 10, 1)
 _NAME_LIMIT = 998  # characters of an internet_message_id: a header line's
 
 _INSERT_MESSAGE = """
@@ -128,7 +131,7 @@ class _Group:
         self._messages: list[tuple[Any, ...]] = []
         self._updates: list[tuple[Any, ...]] = []
         self._recipients: list[tuple[Any, ...]] = []
-        self._superseded: list[tuple[int, int]] = []
+        self._superseded: list[tuple[Any, ...]] = []
         self._attempts: list[tuple[Any, ...]] = []
 
     def write(self, entries: Sequence[Entry]) -> None:
@@ -156,16 +159,26 @@ class _Group:
                 base = _base(entry, told.get(number, {}), folded=folded)
                 self._changed_message(number, base, entry)
                 self._tell_recipients(number, base, entry, newest.get(number, {}))
-        self._many(_INSERT_MESSAGE, self._messages)
+        self._insert(_INSERT_MESSAGE, self._messages)
         self._many(_UPDATE_MESSAGE, self._updates)
         self._many("UPDATE recipient SET superseded_by = ? WHERE id = ?", self._superseded)
-        self._many(_INSERT_RECIPIENT, self._recipients)
+        self._insert(_INSERT_RECIPIENT, self._recipients)
         self._many(_UPSERT_ATTEMPT, self._attempts)
 
-    def _many(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        rows = [self._clean(row) for row in rows] if self._clean is not _as_is else list(rows)
+    def _many(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
+        rows = [self._clean(row) for row in rows] if self._clean is not _as_is else rows
         if rows:
             self._connection.exec_driver_sql(statement, rows)
+
+    def _insert(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
+        """Many rows a call: at each, the interpreter is let go of, and the event loop that took it waited for."""
+        rows = [self._clean(row) for row in rows] if self._clean is not _as_is else rows
+        done = 0
+        for size in _ROWS_AT_ONCE:
+            while len(rows) - done >= size:
+                values = tuple(itertools.chain.from_iterable(rows[done : done + size]))
+                self._connection.exec_driver_sql(_for_rows(statement, size), values)
+                done += size
 
     def _new_message(self, number: int, entry: Entry) -> None:
         last = entry.attempts[-1] if entry.attempts else None
@@ -180,7 +193,7 @@ class _Group:
                 _cut(entry.internet_message_id, _NAME_LIMIT),
                 _cut(entry.subject, SUBJECT_LIMIT),
                 entry.size_bytes,
-                entry.status.value,
+                entry.status._value_,
                 to_database(entry.arrived_at),
                 _first_attempt(entry),
                 self._finished(entry),
@@ -291,13 +304,13 @@ def _of_message(entry: Entry, base: int) -> _News:
 
 def _said(outcome: RecipientOutcome, attempt: int, account: str | None) -> _News:
     return _News(
-        outcome.outcome.value,
+        outcome.outcome._value_,  # in Python 3.11 `value` takes ten times as long
         attempt,
         outcome.code,
         outcome.enhanced_code,
         outcome.text[:TEXT_LIMIT],
         account,
-        outcome.phase.value,
+        outcome.phase._value_,
     )
 
 
@@ -360,6 +373,13 @@ def _attempt_rows(message: int, number: int, attempt: Attempt) -> list[tuple[Any
         )
         for part, ((outcome, phase, code, enhanced), (text, recipients)) in enumerate(parts.items())
     ]
+
+
+@functools.cache
+def _for_rows(statement: str, rows: int) -> str:
+    """The insertion of one row as that of so many; few sizes, so that SQLite has each of them ready."""
+    head, values, row = statement.partition("VALUES ")
+    return head + values + ",".join([row] * rows)
 
 
 def _cut(text: str | None, limit: int) -> str | None:

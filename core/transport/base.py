@@ -101,8 +101,10 @@ class Turn(Protocol):
         """Version and cipher; None: plain."""
         ...
 
-    async def send(self, mail: Mail, journal: Journal) -> Attempt:
+    async def send(self, mail: Mail, journal: Journal, started_at: float) -> Attempt:
         """One transaction, start to end; every recipient of the mail has exactly one outcome in the answer.
+
+        `started_at`: seconds since the epoch, what the attempt is known by.
 
         Raises MessageChanged (closed before the dot), and what the journal raised.
         """

@@ -67,7 +67,7 @@ def transport_to(server: SmtpServer, **options: Any) -> SmtpTransport:
 
 async def send(transport: SmtpTransport, notes: Notes) -> Attempt:
     turn = await transport.turn()
-    return await turn.send(Mail(), notes)
+    return await turn.send(Mail(), notes, 1.0)
 
 
 @pytest.mark.parametrize("extensions", [DEFAULT_EXTENSIONS, CHUNKING])

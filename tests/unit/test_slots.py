@@ -1,0 +1,96 @@
+"""The room for open messages: bounded in all, and a part of it for each directory alone."""
+
+from __future__ import annotations
+
+import asyncio
+
+from core.slots import OpenMessages, Share
+
+
+async def _settled(*tasks: asyncio.Task[None]) -> list[bool]:
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return [task.done() for task in tasks]
+
+
+def _ask(share: Share) -> asyncio.Task[None]:
+    return asyncio.get_running_loop().create_task(share.acquire())
+
+
+async def test_a_directory_alone_has_all_of_the_room_and_no_more() -> None:
+    share = OpenMessages(8).join()
+    tasks = [_ask(share) for _ in range(10)]
+    assert sum(await _settled(*tasks)) == 8
+    share.release()
+    assert sum(await _settled(*tasks)) == 9
+    tasks[9].cancel()
+    assert share.held == 8
+
+
+async def test_those_that_never_give_back_leave_the_others_their_part() -> None:
+    room = OpenMessages(16)
+    stuck, other = room.join(), room.join()
+    greedy = [_ask(stuck) for _ in range(40)]
+    assert sum(await _settled(*greedy)) == 12, "its own 4 and the common 8"
+    mine = [_ask(other) for _ in range(5)]
+    assert await _settled(*mine) == [True] * 4 + [False]
+    other.release()
+    assert await _settled(*mine) == [True] * 5, "what a directory gives back of its part is its own again"
+    assert stuck.held == 12
+    for task in greedy:
+        task.cancel()
+
+
+async def test_what_was_common_goes_round() -> None:
+    room = OpenMessages(8)
+    shares = [room.join() for _ in range(3)]
+    for share in shares:
+        for _ in range(8):
+            _ask(share)
+    await _settled()
+    assert sum(share.held for share in shares) == 8
+    order: list[int] = []
+    held = [share.held for share in shares]
+    taker = max(range(3), key=held.__getitem__)
+    for _ in range(6):
+        shares[taker].release()
+        await _settled()
+        now = [share.held for share in shares]
+        order.append(sum(now))
+    assert order == [8] * 6, "what is given back is taken at once while anybody waits"
+
+
+async def test_a_directory_that_leaves_gives_its_part_to_the_others_once_it_holds_nothing() -> None:
+    room = OpenMessages(8)
+    leaving, staying = room.join(), room.join()
+    await leaving.acquire()
+    tasks = [_ask(staying) for _ in range(8)]
+    assert sum(await _settled(*tasks)) == 6
+    leaving.leave()
+    assert sum(await _settled(*tasks)) == 6
+    leaving.release()
+    assert sum(await _settled(*tasks)) == 8
+
+
+async def test_who_gives_up_waiting_keeps_nothing() -> None:
+    share = OpenMessages(2).join()
+    first, second, third = [_ask(share) for _ in range(3)]
+    assert await _settled(first, second, third) == [True, True, False]
+    third.cancel()
+    await _settled()
+    share.release()
+    share.release()
+    late = _ask(share)
+    assert await _settled(late) == [True]
+    assert share.held == 1
+
+
+async def test_cancelled_in_the_moment_it_was_given_room_it_is_given_back() -> None:
+    share = OpenMessages(1).join()
+    await share.acquire()
+    waiting = _ask(share)
+    await _settled()
+    share.release()  # resolves it
+    waiting.cancel()
+    await _settled()
+    assert share.held == 0

@@ -280,8 +280,9 @@ async def test_very_many_files_are_scanned_in_a_stream_and_counted_by_the_last_s
 
 async def test_a_slow_server_does_not_let_thousands_of_files_be_opened(tmp_path: Path) -> None:
     async with SmtpServer(Script(dot=[Late(0.05, "250 2.0.0 taken")] * 400)) as server:
-        bounds = {"look_ahead": 8, "max_open_messages": 16}  # the latter with those that wait for their commit
-        async with running(tmp_path, [account(server, max_connections=2)], **bounds) as bench:
+        accounts = [account(server, max_connections=2)]
+        # the second bound is of those that wait for their commit, too
+        async with running(tmp_path, accounts, look_ahead=8, max_open_messages=16) as bench:
             before = len(os.listdir("/proc/self/fd"))
             for number in range(60):
                 bench.drop(f"{number}.eml", mail(number))

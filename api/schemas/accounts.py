@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from api.schemas.base import In, Name, Number, Out, Pause, Printable, Time, Word
-from core.domain.account import Account, AuthMethod, FromPolicy, Security
+from core.domain.account import Account, AuthMethod, FromPolicy, ReplyRule, Security
+from core.domain.outcome import Blame
+from core.domain.reply import Phase
 from core.runtime.views import AccountView
 
 Host = Annotated[
@@ -100,6 +103,69 @@ CaFile = Annotated[
 PlaintextLogin = Annotated[
     bool, Field(description="Log in without TLS elsewhere than to loopback, where it is always allowed. Default false.")
 ]
+PresetName = Annotated[
+    Literal["office365", "gmail", "google-relay", "ses", "azure", "smtp"],
+    Field(description="Whose defaults the settings that are not named take: see GET /account-presets. Default null."),
+]
+PasswordFrom = Annotated[
+    str,
+    Printable,
+    Field(
+        min_length=5,
+        max_length=4096,
+        pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+|credential:[A-Za-z0-9_.-]+)$",
+        description="Where the password is read from instead of the database: `env:NAME`, `file:/path` (Docker, "
+        "Kubernetes) or `credential:NAME` (systemd). Default null.",
+    ),
+]
+Sender = Annotated[str, Printable, Field(min_length=2, max_length=320)]
+Senders = Annotated[
+    list[Sender],
+    Field(
+        max_length=1000,
+        description="Addresses and `@domains` that the account may send as; mail of others goes through another "
+        "account. Default []: any.",
+    ),
+]
+PerSecond = Annotated[
+    float, Field(gt=0, le=100_000, description="Most messages a second. Default null: no limit of ours.")
+]
+PerMinute = Annotated[int, Field(ge=1, le=10_000_000, description="Most messages in any minute. Default null.")]
+PerHour = Annotated[int, Field(ge=1, le=100_000_000, description="Most messages in any hour. Default null.")]
+PerDay = Annotated[int, Field(ge=1, le=1_000_000_000, description="Most messages in any 24 hours. Default null.")]
+RecipientsPerDay = Annotated[
+    int, Field(ge=1, le=1_000_000_000, description="Most recipients in any 24 hours. Default null.")
+]
+
+
+class ReplyRuleShape(In):
+    """A row of your own before the table by which replies are judged. Patterns are regular expressions."""
+
+    blame: Literal["message", "recipient", "sender", "account", "transient"] = Field(
+        description="Whose fault it is. account: it is paused, and no attempt is counted."
+    )
+    phase: Literal["banner", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "body", "dot"] | None = Field(
+        default=None, description="Answer to which command; null: any. dot: the final dot."
+    )
+    code: Annotated[str, Field(min_length=1, max_length=50)] | None = Field(
+        default=None, description="The reply's three digits, as `550` or `4..`."
+    )
+    enhanced_code: Annotated[str, Printable, Field(min_length=1, max_length=100)] | None = Field(
+        default=None, description=r"The enhanced code (RFC 3463), as `5\.7\.1`."
+    )
+    text: Annotated[str, Printable, Field(min_length=1, max_length=500)] | None = Field(
+        default=None, description="Is searched for in the text, without regard to case."
+    )
+    final: bool = Field(default=False, description="Never try again (message, recipient, sender).")
+    pause_seconds: Annotated[float, Field(ge=1, le=86_400)] | None = Field(
+        default=None, description="How long the account rests; null: until it is resumed."
+    )
+
+
+ReplyRules = Annotated[
+    list[ReplyRuleShape],
+    Field(max_length=100, description="Rows before the table of replies, first match wins. Default []."),
+]
 Enabled = Annotated[bool, Field(description="false: nothing is sent through it. Default true.")]
 
 
@@ -123,6 +189,15 @@ class AccountSettings(In):
     tls_ca_file: CaFile | None = None
     allow_plaintext_login: PlaintextLogin = False
     enabled: Enabled = True
+    preset: PresetName | None = None
+    password_from: PasswordFrom | None = None
+    senders: Senders = Field(default_factory=list, json_schema_extra={"default": []})
+    messages_per_second: PerSecond | None = None
+    messages_per_minute: PerMinute | None = None
+    messages_per_hour: PerHour | None = None
+    messages_per_day: PerDay | None = None
+    recipients_per_day: RecipientsPerDay | None = None
+    reply_rules: ReplyRules = Field(default_factory=list, json_schema_extra={"default": []})
 
     def value(self, name: str) -> Account:
         """As the relay's value."""
@@ -174,10 +249,31 @@ class AccountUpdate(In):
     tls_ca_file: CaFile | None = None
     allow_plaintext_login: PlaintextLogin | None = None
     enabled: Enabled | None = None
+    preset: PresetName | None = None
+    password_from: PasswordFrom | None = None
+    senders: Senders | None = None
+    messages_per_second: PerSecond | None = None
+    messages_per_minute: PerMinute | None = None
+    messages_per_hour: PerHour | None = None
+    messages_per_day: PerDay | None = None
+    recipients_per_day: RecipientsPerDay | None = None
+    reply_rules: ReplyRules | None = None
 
     def changes(self) -> dict[str, Any]:
         """What was named, in the relay's types."""
         return _typed(self.model_dump(exclude_unset=True))
+
+
+class ReplyRulePublic(Out):
+    """A row of one's own before the table of replies."""
+
+    blame: str
+    phase: str | None
+    code: str | None
+    enhanced_code: str | None
+    text: str | None
+    final: bool
+    pause_seconds: Number | None
 
 
 class AccountPublic(Out):
@@ -200,6 +296,15 @@ class AccountPublic(Out):
     tls_ca_file: str | None
     allow_plaintext_login: bool
     enabled: bool
+    preset: str | None
+    password_from: str | None
+    senders: list[str]
+    messages_per_second: Number | None
+    messages_per_minute: int | None
+    messages_per_hour: int | None
+    messages_per_day: int | None
+    recipients_per_day: int | None
+    reply_rules: list[ReplyRulePublic]
     password_set: bool = Field(description="Whether a password is saved; it is never shown.")
     password_changed_at: Time | None
     password_lost: bool = Field(description="The encryption key does not open it: nothing is sent until it is set.")
@@ -275,7 +380,20 @@ def account_value(settings: dict[str, Any]) -> Account:
     return Account(**_typed(settings))
 
 
-_WORDS = {"security": Security, "auth": AuthMethod, "from_policy": FromPolicy}
+def _reply_rules(rows: list[dict[str, Any]]) -> tuple[ReplyRule, ...]:
+    return tuple(
+        ReplyRule(**{**row, "blame": Blame(row["blame"]), "phase": Phase(row["phase"]) if row["phase"] else None})
+        for row in rows
+    )
+
+
+_WORDS: dict[str, Callable[[Any], Any]] = {
+    "security": Security,
+    "auth": AuthMethod,
+    "from_policy": FromPolicy,
+    "senders": tuple,
+    "reply_rules": _reply_rules,
+}
 
 
 def _typed(settings: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 
 from api.schemas.accounts import CheckStepPublic
 from api.schemas.base import NAME_PATTERN, In, Name, Number, Out, Pause, Printable, Time
-from core.domain.account import Directory, DotStuffing, MessageFormat, OnUnknown
+from core.domain.account import Directory, DotStuffing, MessageFormat, OnUnknown, Strategy
 from core.runtime.facade import Saved
 from core.runtime.views import DirectoryView
 
@@ -37,6 +37,21 @@ AccountName = Annotated[str, Field(pattern=NAME_PATTERN)]
 AccountNames = Annotated[
     list[AccountName],
     Field(min_length=1, max_length=20, description="Accounts to send through, in order: the next one helps out."),
+]
+StrategyWord = Annotated[
+    Literal["failover", "balance", "by_sender"],
+    Field(
+        description="Which account takes a message. failover: the first in order that may be used now; balance: by "
+        "`weights`; by_sender: those whose `senders` name the sender come first. Default failover."
+    ),
+]
+Weights = Annotated[
+    list[Annotated[int, Field(ge=0, le=1000)]],
+    Field(
+        max_length=20,
+        description="With balance: the share of each account, in the order of `accounts`; 0: only if no other may. "
+        "Default []: all alike.",
+    ),
 ]
 Enabled = Annotated[bool, Field(description="false: nothing is sent from it. Default true.")]
 Pattern = Annotated[str, AfterValidator(_file_name), Printable, Field(min_length=1, max_length=255)]
@@ -129,6 +144,8 @@ class DirectorySettings(In):
 
     path: Path
     accounts: AccountNames
+    strategy: StrategyWord = "failover"
+    weights: Weights = Field(default_factory=list, json_schema_extra={"default": []})
     enabled: Enabled = True
     patterns: Patterns = Field(default_factory=lambda: ["*.eml"], json_schema_extra={"default": ["*.eml"]})
     format: FormatWord = "eml"
@@ -180,6 +197,8 @@ class DirectoryUpdate(In):
 
     path: Path | None = None
     accounts: AccountNames | None = None
+    strategy: StrategyWord | None = None
+    weights: Weights | None = None
     enabled: Enabled | None = None
     patterns: Patterns | None = None
     format: FormatWord | None = None
@@ -209,6 +228,8 @@ class DirectoryPublic(Out):
     name: str
     path: str
     accounts: list[str]
+    strategy: str
+    weights: list[int]
     enabled: bool
     patterns: list[str]
     format: str
@@ -263,6 +284,8 @@ _WORDS: dict[str, Callable[[Any], Any]] = {
     "dot_stuffing": DotStuffing,
     "on_unknown": OnUnknown,
     "accounts": tuple,
+    "strategy": Strategy,
+    "weights": tuple,
     "patterns": tuple,
 }
 

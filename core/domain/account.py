@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from core.domain.outcome import Blame
+from core.domain.reply import Phase
+
 
 class Security(StrEnum):
     """How the connection is protected."""
@@ -33,9 +36,53 @@ class FromPolicy(StrEnum):
     REPLY_TO = "reply_to"  # From is the account's address, the writer's becomes Reply-To
 
 
+class OAuthGrant(StrEnum):
+    """How an access token is had (RFC 6749, RFC 7523)."""
+
+    CLIENT_CREDENTIALS = "client_credentials"  # RFC 6749 section 4.4
+    REFRESH_TOKEN = "refresh_token"  # noqa: S105 - the name of a grant; section 6
+    SERVICE_ACCOUNT = "service_account"  # RFC 7523 section 2.1: a JWT signed with the provider's key file
+
+
+class OAuthProvider(StrEnum):
+    """Who gives the tokens; knows the token endpoint and the scope."""
+
+    MICROSOFT = "microsoft"
+    GOOGLE = "google"
+    OTHER = "other"  # token_url names the endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class OAuth:
+    """Where the access tokens of an account with XOAUTH2 come from. Secrets are never shown."""
+
+    provider: OAuthProvider
+    grant: OAuthGrant
+    tenant: str | None = None  # Microsoft: the directory's id or one of its domains
+    client_id: str | None = None
+    token_url: str | None = None  # None: the provider's
+    scope: str | None = None  # None: the provider's
+    client_secret: str | None = field(default=None, repr=False)
+    refresh_token: str | None = field(default=None, repr=False)
+    service_account_key: str | None = field(default=None, repr=False)  # the JSON file's content, as Google gives it
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyRule:
+    """A user's row before the table of core/domain/blame.py. Patterns are regular expressions; None: any."""
+
+    blame: Blame
+    phase: Phase | None = None
+    code: str | None = None  # as "550" or "4.."
+    enhanced_code: str | None = None
+    text: str | None = None  # searched for, without case
+    final: bool = False
+    pause_seconds: float | None = None  # of an account that is to blame; None: until it is resumed
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A way out over SMTP. Durations in seconds."""
+    """A way out over SMTP. Durations in seconds; a limit of None is none."""
 
     name: str
     host: str
@@ -55,6 +102,16 @@ class Account:
     tls_ca_file: str | None = None
     allow_plaintext_login: bool = False
     enabled: bool = True
+    preset: str | None = None  # whose defaults it was made with (core/domain/presets.py)
+    password_from: str | None = None  # env:NAME, file:/path or credential:NAME, instead of a password
+    oauth: OAuth | None = None
+    senders: tuple[str, ...] = ()  # addresses and @domains that it may send as; none: any
+    messages_per_second: float | None = None
+    messages_per_minute: int | None = None
+    messages_per_hour: int | None = None
+    messages_per_day: int | None = None  # any 24 hours
+    recipients_per_day: int | None = None
+    reply_rules: tuple[ReplyRule, ...] = ()
 
 
 class MessageFormat(StrEnum):
@@ -72,6 +129,22 @@ class DotStuffing(StrEnum):
     PLAIN = "plain"
 
 
+class Strategy(StrEnum):
+    """Which account of a directory takes a message."""
+
+    FAILOVER = "failover"  # the first in order that may be used now
+    BALANCE = "balance"  # by weights
+    BY_SENDER = "by_sender"  # those that name the sender come first
+
+
+@dataclass(frozen=True, slots=True)
+class SenderRoute:
+    """For all directories: mail of these senders goes through these accounts, in order."""
+
+    senders: tuple[str, ...]  # addresses and @domains
+    accounts: tuple[str, ...]
+
+
 class OnUnknown(StrEnum):
     """What follows where no reply came after the final dot."""
 
@@ -86,6 +159,8 @@ class Directory:
     name: str
     path: str
     accounts: tuple[str, ...] = ()
+    strategy: Strategy = Strategy.FAILOVER
+    weights: tuple[int, ...] = ()  # of the accounts, in their order; none: all alike
     enabled: bool = True
     patterns: tuple[str, ...] = ("*.eml",)
     format: MessageFormat = MessageFormat.EML

@@ -282,4 +282,7 @@ def _shown(record: AccountRecord) -> dict[str, Any]:
     settings = asdict(record.account)
     del settings["name"]
     settings["password"] = MASK if record.password_set else None
+    if settings["oauth"] is not None:
+        for secret in ("client_secret", "refresh_token", "service_account_key"):
+            settings["oauth"][secret] = MASK if settings["oauth"][secret] else None
     return settings

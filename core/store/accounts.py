@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
 from sqlmodel import Session, col, select
 
-from core.domain.account import Account, AuthMethod, FromPolicy, Security
+from core.domain.account import Account, AuthMethod, FromPolicy, ReplyRule, Security
+from core.domain.outcome import Blame
+from core.domain.reply import Phase
 from core.errors import AlreadyExists, InUse, NotFound, PreconditionFailed
 from core.store.epoch import from_database, optional_from_database, to_database
 from core.store.pauses import Pause, of_row
@@ -30,6 +32,13 @@ _PLAIN = (
     "tls_ca_file",
     "allow_plaintext_login",
     "enabled",
+    "preset",
+    "password_from",
+    "messages_per_second",
+    "messages_per_minute",
+    "messages_per_hour",
+    "messages_per_day",
+    "recipients_per_day",
 )
 
 
@@ -162,7 +171,14 @@ def _settings(account: Account) -> dict[str, Any]:
         "security": account.security.value,
         "auth": account.auth.value,
         "from_policy": account.from_policy.value,
+        "senders": list(account.senders),
+        "reply_rules": [asdict(rule) for rule in account.reply_rules],
     }
+
+
+def _reply_rule(stored: dict[str, Any]) -> ReplyRule:
+    phase = stored["phase"]
+    return ReplyRule(**{**stored, "blame": Blame(stored["blame"]), "phase": None if phase is None else Phase(phase)})
 
 
 def _record(row: AccountRow, secrets: Secrets) -> AccountRecord:
@@ -178,6 +194,8 @@ def _record(row: AccountRow, secrets: Secrets) -> AccountRecord:
         auth=AuthMethod(row.auth),
         password=password,
         from_policy=FromPolicy(row.from_policy),
+        senders=tuple(row.senders),
+        reply_rules=tuple(_reply_rule(rule) for rule in row.reply_rules),
         **{key: getattr(row, key) for key in _PLAIN},
     )
     return AccountRecord(

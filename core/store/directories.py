@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from core.domain.account import Directory, DotStuffing, MessageFormat, OnUnknown
+from core.domain.account import Directory, DotStuffing, MessageFormat, OnUnknown, Strategy
 from core.errors import AlreadyExists, FieldError, InvalidSettings, NotFound
 from core.store.accounts import check_version
 from core.store.epoch import from_database, to_database
@@ -161,6 +161,8 @@ def _link(session: Session, directory: Directory) -> None:
 def _settings(directory: Directory) -> dict[str, Any]:
     return {key: getattr(directory, key) for key in _PLAIN} | {
         "patterns": list(directory.patterns),
+        "strategy": directory.strategy.value,
+        "weights": list(directory.weights),
         "format": directory.format.value,
         "dot_stuffing": directory.dot_stuffing.value,
         "on_unknown": directory.on_unknown.value,
@@ -172,6 +174,8 @@ def _record(row: DirectoryRow, accounts: tuple[str, ...]) -> DirectoryRecord:
         name=row.name,
         accounts=accounts,
         patterns=tuple(row.patterns),
+        strategy=Strategy(row.strategy),
+        weights=tuple(row.weights),
         format=MessageFormat(row.format),
         dot_stuffing=DotStuffing(row.dot_stuffing),
         on_unknown=OnUnknown(row.on_unknown),

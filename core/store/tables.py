@@ -75,6 +75,17 @@ class AccountRow(PausedRow, table=True):
     tls_ca_file: str | None = None
     allow_plaintext_login: bool
     enabled: bool
+    preset: str | None = None
+    password_from: str | None = None
+    oauth: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON)  # without its secrets
+    oauth_secrets: str | None = None  # a token of secrets.py: a JSON object
+    senders: list[str] = Field(sa_type=sa.JSON)
+    messages_per_second: float | None = None
+    messages_per_minute: int | None = None
+    messages_per_hour: int | None = None
+    messages_per_day: int | None = None
+    recipients_per_day: int | None = None
+    reply_rules: list[dict[str, Any]] = Field(sa_type=sa.JSON)
     version: (
         int  # grows with every change of the settings; starts at the time of creation, so that it never comes again
     )
@@ -89,6 +100,8 @@ class DirectoryRow(PausedRow, table=True):
 
     name: str = Field(primary_key=True)
     path: str = Field(unique=True)
+    strategy: str
+    weights: list[int] = Field(sa_type=sa.JSON)
     enabled: bool
     patterns: list[str] = Field(sa_type=sa.JSON)
     format: str

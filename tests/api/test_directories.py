@@ -39,6 +39,8 @@ async def test_create_show_delete(client: httpx.AsyncClient, relay: FakeRelay, r
         "name": "shop",
         "path": str(roots / "a"),
         "accounts": ["office"],
+        "strategy": "failover",
+        "weights": [],
         "enabled": True,
         "patterns": ["*.eml"],
         "format": "eml",

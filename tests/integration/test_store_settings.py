@@ -19,8 +19,12 @@ from core.domain.account import (
     FromPolicy,
     MessageFormat,
     OnUnknown,
+    ReplyRule,
     Security,
+    Strategy,
 )
+from core.domain.outcome import Blame
+from core.domain.reply import Phase
 from core.errors import AlreadyExists, InUse, InvalidSettings, NotFound, PreconditionFailed, StateConflict
 from core.store import accounts, audit, directories, keys, pauses
 from core.store.accounts import AccountRecord, Password
@@ -49,12 +53,23 @@ EVERYTHING = Account(
     tls_ca_file="/etc/ca.pem",
     allow_plaintext_login=True,
     enabled=False,
+    preset="office365",
+    password_from="env:OFFICE_PASSWORD",
+    senders=("shop@example.org", "@example.net"),
+    messages_per_second=1.5,
+    messages_per_minute=2,
+    messages_per_hour=3,
+    messages_per_day=4,
+    recipients_per_day=5,
+    reply_rules=(ReplyRule(Blame.ACCOUNT, Phase.DOT, "5..", r"5\.7\.1", "quota", final=True, pause_seconds=60.0),),
 )
 WEB = Directory("web", "/var/spool/mpu/web")
 EVERY_SETTING = Directory(
     name="all",
     path="/var/spool/mpu/all",
     accounts=("main", "all"),
+    strategy=Strategy.BALANCE,
+    weights=(2, 1),
     enabled=False,
     patterns=("*.eml", "*.msg"),
     format=MessageFormat.MAILDIR,

@@ -141,6 +141,7 @@ class Cycle:
         self.unavailable: DirectoryUnavailable | None = None
         self.storage: StorageFull | StorageBroken | None = None
         self.writing: dict[bytes, float] = {}  # names that aren't ready yet, since when
+        self.blocked: dict[bytes, Refusal] = {}  # names whose sender's accounts can't be used now, others' could
         self.paused: Callable[[], bool] = lambda: False
         self._deliverer = deliverer
         self._outlets = outlets
@@ -250,7 +251,7 @@ class Cycle:
         run = _Run(report)
         for name, task in self._working.items():
             run.follow(name, task)  # what an event brought just before belongs to it
-        seen: set[bytes] | None = set() if self.problems or self.writing else None
+        seen: set[bytes] | None = set() if self.problems or self.writing or self.blocked else None
         async for name in _threaded(self.spool.scan(), self._scan_batch):
             if ended():
                 break
@@ -279,15 +280,15 @@ class Cycle:
             self._slot_freed.clear()
             await self._slot_freed.wait()
 
-    def _block(self) -> Refusal | None:
-        """Why no message of this directory could go now, without opening any."""
+    def _block(self, sender: str | None = None) -> Refusal | None:
+        """Why no message of this directory (or of this envelope sender) could go now, without opening any."""
         if not self.directory.enabled:
             return Refusal("", "disabled")
         if self.paused():
             return Refusal("", "directory_paused")
         if self.storage is not None and not self.spool.claims_allowed:
             return Refusal("", self.storage.code)
-        route = self._outlets.route(self.directory, frozenset())
+        route = self._outlets.route(self.directory, frozenset(), sender)
         return block_of(route) if route.account is None else None
 
     # --- single names ---
@@ -355,6 +356,7 @@ class Cycle:
             return None
         finally:
             del self._working[name]
+            self.blocked.pop(name, None)
             settling()
             if name in self._came:
                 self._came.discard(name)
@@ -376,8 +378,11 @@ class Cycle:
         elif delivered.outcome is None and delivered.blocked is not None:
             if delivered.blocked.reason in ("storage_full", "database_unavailable"):
                 self._look_again(b"", STORAGE_SECONDS)
-            elif self._block() is None:  # what was in its way is over by now: who told of that came too early for it
+            elif self._block(delivered.sender) is None:
+                # what was in its way is over by now: who told of that came too early for it
                 self._look_again(name, CONTENDED_SECONDS)
+            elif delivered.sender is not None and len(self.blocked) < RETRY_MAX:
+                self.blocked[name] = delivered.blocked
 
     async def _deliver(self, name: bytes, settling: Callable[[], None], *, event_seen: bool) -> Delivered | None:
         try:
@@ -469,10 +474,11 @@ class Cycle:
 
     def _forget(self, seen: set[bytes]) -> None:
         """What a whole scan didn't show is gone."""
-        gone = [n for n in {*self.problems, *self.writing} if n not in seen and n not in self._working]
-        for name in gone:
+        known = {*self.problems, *self.writing, *self.blocked}
+        for name in [name for name in known if name not in seen and name not in self._working]:
             self.problems.pop(name, None)
             self.writing.pop(name, None)
+            self.blocked.pop(name, None)
 
     def _lost(self, error: DirectoryUnavailable) -> None:
         if self.unavailable is None:

@@ -27,9 +27,27 @@ from core.domain.lifecycle import ALL_SENT, Disposition, Settlement, letter, set
 from core.domain.message import MessageIdentity
 from core.domain.outcome import AccountFault, Attempt, Blame, Outcome, RecipientOutcome, Way
 from core.domain.reply import Phase
-from core.domain.routing import Refusal, Route
+from core.domain.routing import (
+    DISABLED,
+    PAUSED,
+    QUOTA,
+    SENDER_NOT_ALLOWED,
+    TRIED,
+    UNKNOWN,
+    WAITS,
+    Refusal,
+    Route,
+)
+from core.domain.senders import domain_of
 from core.domain.sidecar import Sidecar
-from core.errors import MessageChanged, MessageRejected, RelayError, StorageBroken, StorageFull
+from core.errors import (
+    MessageChanged,
+    MessageRejected,
+    RelayError,
+    SenderNotAllowed,
+    StorageBroken,
+    StorageFull,
+)
 from core.spool.body import Prepared, prepare
 from core.spool.directory import (
     Claim,
@@ -67,12 +85,17 @@ class Passage(Protocol):
 class Outlets(Protocol):
     """The accounts as delivery sees them: which may be used now, and what became of using one."""
 
-    def route(self, directory: Directory, tried: frozenset[str]) -> Route:
-        """Which account a message of the directory goes through now."""
+    def route(
+        self, directory: Directory, tried: frozenset[str], sender: str | None = None, last: str | None = None
+    ) -> Route:
+        """Which account a message of this envelope sender goes through now; None: whether any message could go.
+
+        `last`: the account that an earlier transaction of the message went through.
+        """
         ...
 
-    def begin(self, name: str) -> Passage:
-        """A message sets out; it is the one on trial, where the account's circuit is half open."""
+    def begin(self, name: str, directory: Directory) -> Passage:
+        """A message of the directory sets out; it is the one on trial, where the account's circuit is half open."""
         ...
 
     def worked(self, passage: Any) -> None:
@@ -119,6 +142,7 @@ class Delivered:
     held: bool = False
     arrived_at: float = 0.0
     ended_at: float = 0.0
+    sender: str | None = None  # of the envelope; only where an account was asked for and none could take it
 
 
 class _Journal:
@@ -272,17 +296,23 @@ class Delivery:
         return prepared
 
     async def _attempts(self, work: _Work) -> None:
-        """Try accounts in order until everybody is decided or no account is left."""
+        """Try accounts until everybody is decided or no account is left. Raises SenderNotAllowed."""
         for text, why in work.prepared.envelope.rejected:
             work.outcomes[text] = RecipientOutcome(
                 text, Outcome.FAILED, Phase.LOCAL, Blame.RECIPIENT, 501, "5.1.3", why
             )
+        directory, sender = work.directory, work.prepared.envelope.sender
         while recipients := work.open_recipients():
-            work.route = self._outlets.route(work.directory, work.tried)
+            last = work.attempts[-1].account if work.attempts else None
+            work.route = self._outlets.route(directory, work.tried, sender, last)
             name = work.route.account
-            if name is None or not self._ledger.healthy or not work.spool.claims_allowed:
+            if not self._ledger.healthy or not work.spool.claims_allowed:
                 return
-            passage = self._outlets.begin(name)
+            if name is None:
+                if work.route.never:
+                    raise _no_account_for(sender, work.route)
+                return
+            passage = self._outlets.begin(name, directory)
             try:
                 await self._through(work, passage, recipients)
             finally:
@@ -351,8 +381,8 @@ class Delivery:
 
     def _reopen(self, work: _Work, attempt: Attempt) -> None:
         """Give the next account those whom this one may not, or can't, send to now."""
-        route = self._outlets.route(work.directory, work.tried)
-        waits = any(r.reason == "account_paused" and r.account not in work.tried for r in route.refusals)
+        route = self._outlets.route(work.directory, work.tried, work.prepared.envelope.sender)
+        waits = any(r.reason in WAITS for r in route.refusals)
         for outcome in attempt.outcomes:
             if outcome.outcome in (Outcome.SENT, Outcome.UNKNOWN) or outcome.recipient not in work.outcomes:
                 continue
@@ -370,7 +400,7 @@ class Delivery:
                 recipient.mailbox,
                 Outcome.FAILED,
                 Phase.LOCAL,
-                Blame.MESSAGE,
+                _blame_of(rejection),
                 554,
                 rejection.enhanced_code,
                 rejection.detail,
@@ -411,7 +441,8 @@ class Delivery:
         else:
             assert work.route is not None
             refusal = block_of(work.route)
-        return Delivered(work.opened.identity, None, blocked=refusal, arrived_at=work.opened.arrived_at)
+        sender = work.prepared.envelope.sender
+        return Delivered(work.opened.identity, None, blocked=refusal, arrived_at=work.opened.arrived_at, sender=sender)
 
     # --- decisions carried out ---
 
@@ -463,9 +494,10 @@ class Delivery:
         disposed = await settled
         self._report(work, entry.message_id, settlement, disposed)
         uncounted = settlement.disposition is Disposition.PUT_BACK and settlement.sidecar is None
-        blocked = None
+        blocked = sender = None
         if uncounted and work.route is not None and work.attempts:
-            blocked = block_of(self._outlets.route(work.directory, frozenset()))
+            sender = work.prepared.envelope.sender
+            blocked = block_of(self._outlets.route(work.directory, frozenset(), sender))
         return Delivered(
             work.opened.identity,
             None if uncounted else settlement.status,
@@ -476,6 +508,7 @@ class Delivery:
             settlement.disposition is Disposition.HOLD,
             work.opened.arrived_at,
             now,
+            sender,
         )
 
     def _report(self, work: _Work, message_id: str, settlement: Settlement, disposed: object) -> None:
@@ -551,7 +584,14 @@ class Delivery:
         names = tuple(r.mailbox for r in prepared.envelope.recipients) if prepared else ()
         reason = f"{rejection.enhanced_code} {rejection.detail}"
         was = opened.sidecar or Sidecar()
-        sidecar = replace(was, reason=reason, code=554, enhanced_code=rejection.enhanced_code, due_at=None)
+        sidecar = replace(
+            was,
+            reason=reason,
+            code=554,
+            enhanced_code=rejection.enhanced_code,
+            blame=_blame_of(rejection).value,
+            due_at=None,
+        )
         text = reason + (f"\n{rejection.remedy}" if rejection.remedy else "")
         disposed = await self._ledger.settle(
             Entry(
@@ -575,7 +615,7 @@ class Delivery:
         )
         outcomes = tuple(
             RecipientOutcome(
-                name, Outcome.FAILED, Phase.LOCAL, Blame.MESSAGE, 554, rejection.enhanced_code, rejection.detail
+                name, Outcome.FAILED, Phase.LOCAL, _blame_of(rejection), 554, rejection.enhanced_code, rejection.detail
             )
             for name in names
         )
@@ -690,13 +730,29 @@ def _unread(name: str) -> RecipientOutcome:
     return RecipientOutcome(name, Outcome.UNKNOWN, Phase.DOT, None, text=text)
 
 
+_TOLD_FIRST = {PAUSED: 0, QUOTA: 1, DISABLED: 2, UNKNOWN: 3, TRIED: 4, SENDER_NOT_ALLOWED: 5}
+
+
 def block_of(route: Route) -> Refusal:
     """The one reason, of those of all accounts, that a person wants to hear of."""
-    order = {"account_paused": 0, "disabled": 1, "unknown": 2, "tried": 3}
     if not route.refusals:
         return Refusal("", "no_account")
-    first = min(route.refusals, key=lambda r: order.get(r.reason, 9))
-    return replace(first, reason="account_paused" if first.reason == "tried" else first.reason, until=route.until)
+    first = min(route.refusals, key=lambda r: _TOLD_FIRST.get(r.reason, 9))
+    return replace(first, reason=PAUSED if first.reason == TRIED else first.reason, until=route.until)
+
+
+def _no_account_for(sender: str, route: Route) -> SenderNotAllowed:
+    names = ", ".join(refusal.account for refusal in route.refusals)
+    return SenderNotAllowed(
+        "5.7.1",
+        f"no account may send as {sender}: asked were {names}",
+        remedy=f"add {sender} or {domain_of(sender)} to the `senders` of an account, or an account that may send as "
+        "it to the directory (or a sender route), then `mpu retry` the mail",
+    )
+
+
+def _blame_of(rejection: MessageRejected) -> Blame:
+    return Blame.SENDER if isinstance(rejection, SenderNotAllowed) else Blame.MESSAGE
 
 
 def _shown(seconds: float | None) -> str | None:

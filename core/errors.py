@@ -39,6 +39,12 @@ class MessageRejected(MessageError):
         self.enhanced_code = enhanced_code
 
 
+class SenderNotAllowed(MessageRejected):
+    """No account may send as its envelope's sender."""
+
+    code = "sender_not_allowed"
+
+
 class MessageNotReady(MessageError):
     """A writer may still be at work, or the file must rest first. Left untouched, for `retry_after_seconds`."""
 

@@ -86,7 +86,7 @@ class Alerts:
             waiting = sum(
                 counts[i.directory.name].waiting + counts[i.directory.name].deferred
                 for i in self.inlets
-                if name in i.directory.accounts
+                if self.outlets.serves(name, i.directory)
             )
             severity = Severity.ERROR if pause.until is None else Severity.WARNING
             yield self._alert(

@@ -7,24 +7,37 @@ message on trial came through, the directories that send through the account are
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import structlog
 
-from core.domain.account import Account, Directory
+from core.domain.account import Account, Directory, SenderRoute, Strategy
 from core.domain.blame import TENANT_BLOCKED
 from core.domain.circuit import Circuit, Pause, PausedBy
 from core.domain.clock import Clock
 from core.domain.outcome import AccountFault
-from core.domain.routing import Route, choose
+from core.domain.routing import (
+    DISABLED,
+    PAUSED,
+    Refusal,
+    Route,
+    SenderRoutes,
+    Shares,
+    Standing,
+    choose,
+    order_of,
+    standings,
+)
+from core.domain.senders import SendAs, send_as, sender_key
 from core.errors import NotFound
 from core.transport.base import Transport
 
 log = structlog.get_logger()
 
 _CLOSED = Circuit()
+_FAILOVER = Strategy.FAILOVER
 
 
 @dataclass(slots=True)  # not frozen, which takes four times as long: one is made for each message
@@ -41,8 +54,16 @@ class _Outlet:
     account: Account
     transport: Transport
     direct: Route  # to it, where nothing is in the way
+    send_as: SendAs
+    plain: bool  # whatever the message: nothing but its circuit can be in the way
     circuit: Circuit = _CLOSED
     timer: asyncio.TimerHandle | None = None
+
+    def take(self, account: Account, transport: Transport) -> None:
+        """Other settings."""
+        self.account, self.transport = account, transport
+        self.send_as = send_as(account)
+        self.plain = account.enabled and self.send_as.anyone
 
 
 class Outlets:
@@ -63,23 +84,82 @@ class Outlets:
         self._remember = remember
         self._on_open = on_open
         self._outlets: dict[str, _Outlet] = {}
+        self._routes: SenderRoutes | None = None  # None: there are none
+        self._shares: dict[str, Shares] = {}  # of directories that balance
         self._closing: dict[asyncio.Task[None], Transport] = {}  # replaced, with mail in flight perhaps
 
     # --- what delivery asks ---
 
-    def route(self, directory: Directory, tried: Collection[str]) -> Route:
-        """The first account in order that may be used now."""
-        if directory.accounts and not tried:
+    def route(
+        self, directory: Directory, tried: Collection[str], sender: str | None = None, last: str | None = None
+    ) -> Route:
+        """The account for a message of this envelope sender now; None: for any message, if one could go at all.
+
+        `last`: the account that an earlier transaction of the message went through.
+        """
+        if not tried and directory.strategy is _FAILOVER and self._routes is None and directory.accounts:
             first = self._outlets.get(directory.accounts[0])
-            if first is not None and first.circuit is _CLOSED and first.account.enabled:
+            if first is not None and first.circuit is _CLOSED and first.plain:
                 return first.direct
-        return choose(
+        if sender is None:
+            return self._any(directory, tried)
+        key = sender_key(sender)
+        order = order_of(
             directory,
-            known=self._outlets,
-            disabled=[name for name in directory.accounts if name in self._outlets and not self._enabled(name)],
-            pause_of=self._blocked,
-            tried=tried,
+            key,
+            routes=self._routes,
+            send_as=self._send_as,
+            shares=self._shares_of(directory),
+            last=last,
         )
+        return choose(order, key, send_as=self._send_as, in_the_way=self._in_the_way, tried=tried)
+
+    def _any(self, directory: Directory, tried: Collection[str]) -> Route:
+        """Whether there is a message that could go."""
+        route = choose(directory.accounts, "", send_as=self._send_as, in_the_way=self._in_the_way, tried=tried)
+        if route.account is None and self._routes is not None:
+            others = sorted(self._routes.accounts)
+            routed = choose(others, "", send_as=self._send_as, in_the_way=self._in_the_way, tried=tried)
+            return routed if routed.account is not None else route
+        return route
+
+    def standings(self, directory: Directory, sender: str) -> tuple[Standing, ...]:
+        """Every account for a message of this envelope sender, best first, with what is in its way."""
+        return standings(
+            directory,
+            sender_key(sender),
+            routes=self._routes,
+            send_as=self._send_as,
+            in_the_way=self._in_the_way,
+            shares=self._shares_of(directory),
+        )
+
+    def serves(self, account: str, directory: Directory) -> bool:
+        """Whether mail of the directory may go through the account."""
+        return account in directory.accounts or (self._routes is not None and account in self._routes.accounts)
+
+    def _shares_of(self, directory: Directory) -> Shares | None:
+        if directory.strategy is not Strategy.BALANCE:
+            return None
+        shares = self._shares.get(directory.name)
+        if shares is None or (shares.accounts, shares.weights) != (directory.accounts, directory.weights):
+            shares = self._shares[directory.name] = Shares(directory.accounts, directory.weights)
+        return shares
+
+    def _send_as(self, name: str) -> SendAs | None:
+        outlet = self._outlets.get(name)
+        return outlet.send_as if outlet is not None else None
+
+    def _in_the_way(self, name: str) -> Refusal | None:
+        """Of any message, now. The account is known."""
+        outlet = self._outlets[name]
+        if not outlet.account.enabled:
+            return Refusal(name, DISABLED)
+        if outlet.circuit is not _CLOSED:
+            pause = outlet.circuit.blocked(self._clock.now())
+            if pause is not None:
+                return Refusal(name, PAUSED, pause.until)
+        return None
 
     def account(self, name: str) -> Account:
         """Its settings now. Raises NotFound."""
@@ -89,9 +169,13 @@ class Outlets:
         """Its way out now. Raises NotFound."""
         return self._get(name).transport
 
-    def begin(self, name: str) -> Passage:
-        """A message sets out; it is the one on trial, where the circuit is half open."""
+    def begin(self, name: str, directory: Directory | None = None) -> Passage:
+        """A message of the directory sets out; it is the one on trial, where the circuit is half open."""
         outlet = self._get(name)
+        if directory is not None and directory.strategy is Strategy.BALANCE:
+            shares = self._shares.get(directory.name)
+            if shares is not None:
+                shares.take(name)
         if outlet.circuit is not _CLOSED:
             outlet.circuit = outlet.circuit.begin_trial()
         return Passage(outlet.account, outlet.transport, outlet.circuit.trial)
@@ -160,7 +244,9 @@ class Outlets:
         """
         present = self._outlets.get(account.name)
         if present is None:
-            outlet = _Outlet(account, self._make_transport(account), Route(account.name))
+            transport = self._make_transport(account)
+            outlet = _Outlet(account, transport, Route(account.name), send_as(account), plain=False)
+            outlet.take(account, transport)
             if pause is not None:
                 outlet.circuit = Circuit.stored(pause)
             self._outlets[account.name] = outlet
@@ -169,7 +255,7 @@ class Outlets:
         if present.account == account:
             return
         self._close(present.transport)
-        present.account, present.transport = account, self._make_transport(account)
+        present.take(account, self._make_transport(account))
         pause_now = present.circuit.pause
         if pause_now is not None and pause_now.by is PausedBy.SERVICE:
             self._change(account.name, present, present.circuit.resumed())  # edited: it may work now
@@ -182,6 +268,10 @@ class Outlets:
             if outlet.timer is not None:
                 outlet.timer.cancel()
             self._close(outlet.transport)
+
+    def set_sender_routes(self, routes: Sequence[SenderRoute]) -> None:
+        """For all directories, from the next message on."""
+        self._routes = SenderRoutes(routes) if routes else None
 
     def pause_of(self, name: str) -> Pause | None:
         """As people are shown it."""
@@ -220,12 +310,6 @@ class Outlets:
         if outlet is None:
             raise NotFound("account", name)
         return outlet
-
-    def _enabled(self, name: str) -> bool:
-        return self._outlets[name].account.enabled
-
-    def _blocked(self, name: str) -> Pause | None:
-        return self._outlets[name].circuit.blocked(self._clock.now())
 
     def _change(self, name: str, outlet: _Outlet, circuit: Circuit) -> None:
         before, outlet.circuit = outlet.circuit, _CLOSED if circuit == _CLOSED else circuit

@@ -1,0 +1,84 @@
+"""Who may send as whom: lists of addresses and `@domains`, and what they say of a sender.
+
+`shop@example.com` is that address: its domain is compared without case, its local part to the letter. `@example.com` is
+every address of that domain, not of its subdomains. Domains count with A-labels, however they were written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from core.domain.account import Account, FromPolicy
+from core.domain.address import AddressError, parse_mailbox
+
+
+def sender_entry(text: str) -> str:
+    """An entry in the form that is compared. Raises AddressError where it is neither an address nor an @domain."""
+    if text.startswith("@"):
+        if "@" in text[1:]:
+            raise AddressError("it has more than one '@'")
+        return parse_mailbox(f"x{text}").key[1:]
+    try:
+        return parse_mailbox(text).key
+    except AddressError as error:
+        if "@" in text:
+            raise
+        raise AddressError(f"{error}; a whole domain is written with a leading '@'") from None
+
+
+def sender_key(mailbox: str) -> str:
+    """What is compared of an envelope's sender, which has A-labels already (core/domain/envelope.py)."""
+    local, at, domain = mailbox.rpartition("@")
+    return f"{local}{at}{domain.lower()}"
+
+
+def domain_of(key: str) -> str:
+    """The `@domain` of a key."""
+    return key[key.rfind("@") :]
+
+
+@dataclass(frozen=True, slots=True)
+class SendAs:
+    """What an account's settings say of senders, made for look-ups.
+
+    `own`: the address that takes the sender's place (`from_policy` replace or reply_to); then the account's `senders`
+    are about that address.
+    """
+
+    senders: frozenset[str] = frozenset()
+    own: str | None = None
+
+    @property
+    def anyone(self) -> bool:
+        """Every sender may go through it."""
+        return not self.senders or (self.own is not None and self._name(self.own))
+
+    def allows(self, key: str) -> bool:
+        """Whether mail of this sender may go through it; that of the null sender ("") goes everywhere."""
+        return not key or not self.senders or self._name(self.own or key)
+
+    def _name(self, key: str) -> bool:
+        return key in self.senders or domain_of(key) in self.senders
+
+
+ANYONE: Final = SendAs()
+
+
+def send_as(account: Account) -> SendAs:
+    """Of an account as it is saved; an entry that is no sender names nobody."""
+    if not account.senders:
+        return ANYONE
+    own = None
+    if account.from_address and account.from_policy is not FromPolicy.KEEP:
+        own = parse_mailbox(account.from_address).key
+    return SendAs(frozenset(_entries(account.senders)), own)
+
+
+def _entries(texts: Iterable[str]) -> Iterable[str]:
+    for text in texts:
+        try:
+            yield sender_entry(text)
+        except AddressError:  # not saved by the rules of a save
+            yield text

@@ -3,7 +3,8 @@
 Every failure is a ConnectFailed that names the phase and a stable code. What must hold:
 - STARTTLS missing, refused or tampered with is a failure; nothing goes on in clear (RFC 3207 section 6, RFC 8314).
 - A login without TLS goes to loopback only, unless the target allows it; the password is never written before.
-- One mechanism is tried, once: a provider counts every refused login.
+- One mechanism is tried, once: a provider counts every refused login. Only an access token that was refused (535) is
+  replaced, and that once: it may have ended early.
 - What the server said before TLS is forgotten.
 """
 
@@ -63,6 +64,22 @@ async def dial(
     `reached` is told each phase that is behind it, with a few words on what was found there.
     What `target.token` raises, if it is not a ConnectFailed, becomes one with the code token_failed.
     """
+    try:
+        return await _dial(target, context, moved, reached)
+    except _TokenRefused:
+        return await _dial(target, context, moved, lambda p, d: reached(p, d) if p is Phase.AUTH else None)
+
+
+class _TokenRefused(ConnectFailed):
+    """With a fresh token it may go."""
+
+
+async def _dial(
+    target: Target,
+    context: ssl.SSLContext | None,
+    moved: Callable[[Connection], None],
+    reached: Callable[[Phase, str], None],
+) -> Connection:
     sock = await _connect(target, reached)
     connection = Connection(target, moved)
     try:
@@ -222,7 +239,8 @@ async def _log_in(connection: Connection, target: Target, sock: socket.socket) -
         wanted = "login" if target.auth is AuthMethod.AUTO else target.auth.value.upper()
         detail = f"the server offers no {wanted} that can be used here (offered: {offered})"
         _refuse(connection, Phase.AUTH, "login_not_offered", detail)
-    login = Login(method, target.username or "", await _secret(target, method))
+    secret = await _secret(target, method)
+    login = Login(method, target.username or "", secret)
     with _ended(Phase.AUTH, login.without_secret):
         reply = await connection.command(Command.AUTH, login.command())
         for _ in range(_MAX_CHALLENGES):
@@ -234,8 +252,14 @@ async def _log_in(connection: Connection, target: Target, sock: socket.socket) -
                 raise ConnectFailed(Phase.AUTH, "protocol_error", str(error)) from error
             reply = await connection.command(Command.AUTH, line)
     reply = replace(reply, lines=tuple(map(login.without_secret, reply.lines)))
+    tokens = target.token if method is AuthMethod.XOAUTH2 else None
     if reply.severity == 2:
+        if tokens is not None:
+            tokens.accepted(secret)
         return
+    if reply.code == 535 and tokens is not None and tokens.refused(secret):
+        connection.say_goodbye()
+        raise _TokenRefused(Phase.AUTH, "login_refused", "the server did not take the access token", reply)
     if reply.severity == 3:
         raise ConnectFailed(Phase.AUTH, "protocol_error", "the server asks on and on in the login", reply)
     code = "login_refused" if reply.severity == 5 else "login_deferred"

@@ -5,7 +5,7 @@ Nothing here does I/O. Sizes are octets, durations seconds.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -46,9 +46,25 @@ class Capabilities:
     auth: frozenset[str] = frozenset()  # RFC 4954 mechanisms, upper-case
 
 
+class AccessTokens(Protocol):
+    """Where the access tokens of XOAUTH2 come from."""
+
+    async def __call__(self) -> str:
+        """One that is good now; asked before each login."""
+        ...
+
+    def refused(self, token: str) -> bool:
+        """The server answered 535 to it. True: the login is tried once more, with the next one."""
+        ...
+
+    def accepted(self, token: str) -> None:
+        """The server took it."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to connect to, and how. `token` gives an XOAUTH2 access token; it is asked before each login."""
+    """What to connect to, and how. `token` gives the access tokens of XOAUTH2."""
 
     host: str
     port: int
@@ -56,7 +72,7 @@ class Target:
     auth: AuthMethod = AuthMethod.AUTO
     username: str | None = None
     password: str | None = field(default=None, repr=False)
-    token: Callable[[], Awaitable[str]] | None = field(default=None, repr=False)
+    token: AccessTokens | None = field(default=None, repr=False)
     helo_name: str | None = None  # None: the host's name if it has a dot, else the address literal
     ca_file: str | None = None  # PEM; None: the system's authorities
     allow_plaintext_login: bool = False  # otherwise a login without TLS goes to loopback only
@@ -156,8 +172,8 @@ class ConnectFailed(Exception):
 
     `code` is one of dns_failed, target_forbidden, connect_failed, connect_timeout, tls_failed, certificate_untrusted,
     certificate_expired, certificate_wrong_host, banner_refused, ehlo_refused, starttls_missing, starttls_refused,
-    starttls_injection, login_refused, login_deferred, login_not_offered, plaintext_login_refused, token_failed,
-    protocol_error, timeout, closed. `detail` is in plain words and holds no secret.
+    starttls_injection, login_refused, login_deferred, login_not_offered, plaintext_login_refused, token_failed (and
+    those of TokenFailed), protocol_error, timeout, closed. `detail` is in plain words and holds no secret.
     """
 
     def __init__(self, phase: Phase, code: str, detail: str, reply: Reply | None = None) -> None:
@@ -170,3 +186,22 @@ class ConnectFailed(Exception):
     def copy(self) -> ConnectFailed:
         """One instance a waiter, so that tracebacks do not pile up on a shared one."""
         return ConnectFailed(self.phase, self.code, self.detail, self.reply)
+
+
+class TokenFailed(ConnectFailed):
+    """No access token could be had. `code` is one of core/domain/oauth.py, Trouble.
+
+    `pause_seconds` None: nobody mends it by waiting.
+    """
+
+    def __init__(self, code: str, detail: str, *, remedy: str, pause_seconds: float | None, passing: bool) -> None:
+        super().__init__(Phase.AUTH, code, detail)
+        self.remedy = remedy
+        self.pause_seconds = pause_seconds
+        self.passing = passing
+
+    def copy(self) -> TokenFailed:
+        """One instance a waiter."""
+        return TokenFailed(
+            self.code, self.detail, remedy=self.remedy, pause_seconds=self.pause_seconds, passing=self.passing
+        )

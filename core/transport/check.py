@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from core.domain.account import Account, Security
@@ -12,7 +11,7 @@ from core.domain.outcome import AccountFault
 from core.domain.reply import Phase
 from core.smtp.connection import Connection
 from core.smtp.dial import dial, tls_context
-from core.smtp.dialogue import ConnectFailed, Timeouts
+from core.smtp.dialogue import AccessTokens, ConnectFailed, Timeouts
 from core.smtp.events import Command
 from core.transport.smtp import fault_of, target_of
 
@@ -30,9 +29,7 @@ class Step:
     fault: AccountFault | None = None
 
 
-async def check(
-    account: Account, token: Callable[[], Awaitable[str]] | None = None, *, allow_private: bool = True
-) -> list[Step]:
+async def check(account: Account, token: AccessTokens | None = None, *, allow_private: bool = True) -> list[Step]:
     """All steps that were reached; the last one failed if not all are ok."""
     timeouts = Timeouts(banner_seconds=CHECK_SECONDS, command_seconds=CHECK_SECONDS)
     target = target_of(account, timeouts, token, allow_private=allow_private)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from core.domain.account import Account
@@ -18,7 +18,17 @@ from core.domain.envelope import Recipient
 from core.domain.outcome import AccountFault, Attempt, Blame, Outcome, RecipientOutcome
 from core.domain.reply import Phase, Reply
 from core.errors import StorageBroken, StorageFull
-from core.smtp.dialogue import ConnectFailed, Failure, FailureKind, Target, Timeouts, Transaction, TransactionResult
+from core.smtp.dialogue import (
+    AccessTokens,
+    ConnectFailed,
+    Failure,
+    FailureKind,
+    Target,
+    Timeouts,
+    TokenFailed,
+    Transaction,
+    TransactionResult,
+)
 from core.smtp.pool import Pool, PoolTurn
 from core.transport.base import AccountUnavailable, Content, Journal, Mail
 
@@ -59,7 +69,7 @@ class OutgoingMail:
 def target_of(
     account: Account,
     timeouts: Timeouts,
-    token: Callable[[], Awaitable[str]] | None = None,
+    token: AccessTokens | None = None,
     *,
     allow_private: bool = True,
 ) -> Target:
@@ -82,6 +92,10 @@ def target_of(
 
 def fault_of(account: str, error: ConnectFailed) -> AccountFault:
     """Why no connection could be had, as the account's fault."""
+    if isinstance(error, TokenFailed):
+        return AccountFault(
+            account, error.phase, error.code, error.detail, error.remedy, error.pause_seconds, error.passing
+        )
     if error.reply is not None and error.reply.severity in (4, 5):
         ruling = judge(error.phase, error.reply)
         code = error.code if ruling.code == "server_refuses" else ruling.code
@@ -103,7 +117,7 @@ class SmtpTransport:
         *,
         clock: Clock,
         timeouts: Timeouts | None = None,
-        token: Callable[[], Awaitable[str]] | None = None,
+        token: AccessTokens | None = None,
         allow_private: bool = True,
     ) -> None:
         self.account = account

@@ -7,7 +7,7 @@ import contextlib
 import datetime
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import uvloop
 
 from core.domain.account import AuthMethod, Security
 from core.domain.reply import Phase
+from core.smtp.dial import dial
 from core.smtp.dialogue import ConnectFailed, Target
 from core.smtp.pool import Pool
-from tests.support.smtp_mail import MAIL, SHORT, Told, target
+from tests.support.smtp_mail import MAIL, SHORT, GivenTokens, Told, target
 from tests.support.smtp_server import Close, Hang, Raw, Script, SmtpServer, Trickle, certificate
 
 SECRET = "pässwort-7Q"
@@ -233,13 +234,6 @@ async def test_no_tls_where_it_is_expected(tls: tuple[str, ssl.SSLContext, trust
 # --- login ------------------------------------------------------------------------------------------------------------
 
 
-def _token(value: str) -> Callable[[], Awaitable[str]]:
-    async def give() -> str:
-        return value
-
-    return give
-
-
 @pytest.mark.parametrize("secure", [True, False])
 @pytest.mark.parametrize("method", [AuthMethod.PLAIN, AuthMethod.LOGIN, AuthMethod.CRAM_MD5, AuthMethod.XOAUTH2])
 async def test_logins(tls: tuple[str, ssl.SSLContext, trustme.CA], method: AuthMethod, secure: bool) -> None:
@@ -255,11 +249,11 @@ async def test_logins(tls: tuple[str, ssl.SSLContext, trustme.CA], method: AuthM
     security = Security.STARTTLS if secure else Security.NONE
     async with server:
         options: dict[str, Any] = {"security": security, "ca_file": tls[0], "auth": method, "username": "jörg"}
-        await sends(target(server, password=SECRET, token=_token(SECRET), **options))
+        await sends(target(server, password=SECRET, token=GivenTokens(SECRET), **options))
         assert [(t.mechanism, t.user, t.ok, t.encrypted) for t in server.logins] == [
             (method.value.upper(), "jörg", True, secure)
         ]
-        failed = await failure(target(server, password="wrong", token=_token("wrong"), **options))
+        failed = await failure(target(server, password="wrong", token=GivenTokens("wrong"), **options))
         assert (failed.phase, failed.code) == (Phase.AUTH, "login_refused")
         assert failed.reply is not None
         assert failed.reply.enhanced_code == "5.7.8"
@@ -270,7 +264,7 @@ async def test_logins(tls: tuple[str, ssl.SSLContext, trustme.CA], method: AuthM
 @pytest.mark.parametrize(
     ("options", "script", "code"),
     [
-        ({"auth": AuthMethod.XOAUTH2, "token": _token("t")}, {}, "login_not_offered"),
+        ({"auth": AuthMethod.XOAUTH2, "token": GivenTokens("t")}, {}, "login_not_offered"),
         ({}, {"ehlo": "250 server.test"}, "login_not_offered"),
         ({}, {"auth": "454 4.7.0 too many login attempts"}, "login_deferred"),
         ({}, {"auth": "535 5.7.139 basic authentication is disabled"}, "login_refused"),
@@ -288,13 +282,40 @@ async def test_logins_that_fail(options: dict[str, Any], script: dict[str, Any],
 
 
 async def test_a_token_that_can_not_be_had() -> None:
-    async def broken() -> str:
-        raise OSError("the token endpoint is down")
-
+    broken = GivenTokens(OSError("the token endpoint is down"))
     async with SmtpServer(mechanisms=["XOAUTH2"]) as server:
         failed = await failure(target(server, username="u", token=broken))
         assert (failed.phase, failed.code) == (Phase.AUTH, "token_failed")
         assert not server.logins
+
+
+@pytest.mark.parametrize(
+    ("tokens", "auth", "told", "ok"),
+    [
+        (GivenTokens("old", "new", again=True), None, ["refused old", "accepted new"], True),
+        (GivenTokens("old", "older", "new", again=True), None, ["refused old", "refused older"], False),
+        (GivenTokens("old", "new", again=False), None, ["refused old"], False),
+        (GivenTokens("new", again=True), "454 4.7.0 later", [], False),
+        (GivenTokens("new", again=True), "534 5.7.9 by browser", [], False),
+        (GivenTokens("new", again=True), Close("535 5.7.3 no"), ["refused new", "refused new"], False),
+    ],
+)
+async def test_a_refused_token_is_replaced_once(tokens: GivenTokens, auth: Any, told: list[str], ok: bool) -> None:
+    phases: list[Phase] = []
+    script = Script(auth=lambda _session, _argument: auth) if auth else Script()
+    async with SmtpServer(script, mechanisms=["XOAUTH2"], tokens={"u": "new"}) as server:
+        try:
+            made = await dial(
+                target(server, username="u", token=tokens), None, lambda _: None, lambda p, _: phases.append(p)
+            )
+        except ConnectFailed:
+            assert not ok
+        else:
+            assert ok
+            made.abort()
+        assert tokens.told == told
+        assert len(server.logins) == max(len(told), 1)
+        assert len(set(phases)) == len(phases), "each is told once"
 
 
 async def test_no_login_in_clear_but_to_loopback(monkeypatch: pytest.MonkeyPatch) -> None:

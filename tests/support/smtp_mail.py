@@ -52,6 +52,28 @@ class Octets:
             raise OSError("the file changed at its end")
 
 
+class GivenTokens:
+    """Gives these in turn, the last one again and again; says what became of them."""
+
+    def __init__(self, *tokens: str | Exception, again: bool = False) -> None:
+        self.given = list(tokens)
+        self.again = again
+        self.told: list[str] = []
+
+    async def __call__(self) -> str:
+        token = self.given.pop(0) if len(self.given) > 1 else self.given[0]
+        if isinstance(token, Exception):
+            raise token
+        return token
+
+    def refused(self, token: str) -> bool:
+        self.told.append(f"refused {token}")
+        return self.again
+
+    def accepted(self, token: str) -> None:
+        self.told.append(f"accepted {token}")
+
+
 class Told:
     """A transaction, and what its callbacks were told."""
 

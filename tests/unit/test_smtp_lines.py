@@ -18,7 +18,7 @@ from core.smtp.commands import check_mailbox, mail_line, rcpt_line
 from core.smtp.dialogue import Capabilities, Target, Transaction
 from core.smtp.reply_parser import MAX_LINE_BYTES, MAX_LINES, ReplyParser
 from core.smtp.stuffing import DotStuffer
-from tests.support.smtp_mail import Octets, To
+from tests.support.smtp_mail import GivenTokens, Octets, To
 
 REPLIES = b"220 mx ESMTP\r\n250-mx\r\n250-SIZE 10\r\n250 DSN\r\n354\r\n550 5.1.1 no such user\n"
 PARSED = [
@@ -130,10 +130,7 @@ def test_size_limits(line: str, limit: int | None) -> None:
 def test_the_login_that_is_chosen(
     auth: AuthMethod, token: bool, offered: set[str], encrypted: bool, chosen: AuthMethod | None
 ) -> None:
-    async def give() -> str:
-        return "t"
-
-    target = Target("mx", 587, auth=auth, username="u", password="p", token=give if token else None)
+    target = Target("mx", 587, auth=auth, username="u", password="p", token=GivenTokens("t") if token else None)
     assert login_wanted(target)
     assert choose_mechanism(target, frozenset(offered), encrypted=encrypted) is chosen
 

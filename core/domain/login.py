@@ -1,9 +1,9 @@
 """Why a server refuses a login, in plain words: the one table of causes and remedies, by the provider's own texts.
 
-`explain_login` looks a reply to AUTH up in REFUSALS, first match wins: by code, enhanced code, text, host, and whether an
-access token or a password was presented. What no row knows is explained by its code alone (RFC 4954 section 6). The
-account's pause and the check of an account both say what stands here; whose fault it is and for how long the account
-rests is blame.py's question.
+`explain_login` looks a reply to AUTH up in REFUSALS, first match wins: by code, enhanced code, text, host, and whether
+an access token or a password was presented. The last rows go by the code alone (RFC 4954 section 6). The account's
+pause and the check of an account both say what stands here; whose fault it is and for how long the account rests is
+blame.py's question.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ _GOOGLE_APP_PASSWORD = LoginRefusal(
 _GOOGLE_BROWSER = LoginRefusal(
     "browser_login_needed",
     "Google finds the login suspicious and wants the user to sign in with a browser first.",
-    "Sign in once as this user and confirm that it was you; then use an app password (myaccount.google.com/apppasswords) "
-    f"or {_XOAUTH2}.",
+    "Sign in once as this user and confirm that it was you; then use an app password "
+    f"(myaccount.google.com/apppasswords) or {_XOAUTH2}.",
 )
 _GOOGLE_CREDENTIALS = LoginRefusal(
     "credentials_incorrect",
@@ -193,7 +193,7 @@ _TOKEN = LoginRefusal(
 _CREDENTIALS = LoginRefusal(
     "credentials_incorrect",
     "User name or password is wrong.",
-    "Check both. Some providers want the full address as username, and many an app password in place of the user's own.",
+    "Check both. Some providers want the full address as username, many an app password in place of the user's own.",
 )
 _LATER = LoginRefusal(
     "login_deferred",

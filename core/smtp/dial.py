@@ -34,7 +34,13 @@ _HELO_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Za-
 _MAX_CHALLENGES = 4
 
 # OpenSSL's X509_V_ERR codes; what is not named here is certificate_untrusted.
-_CERTIFICATE_CODES = {10: "certificate_expired", 62: "certificate_wrong_host", 64: "certificate_wrong_host"}
+_CERTIFICATE_CODES = {
+    9: "certificate_not_yet_valid",
+    10: "certificate_expired",
+    18: "certificate_self_signed",  # by itself; 19 is an authority of somebody's own
+    62: "certificate_wrong_host",
+    64: "certificate_wrong_host",
+}
 _CODE_OF_KIND = {FailureKind.TIMEOUT: "timeout", FailureKind.PROTOCOL: "protocol_error"}
 
 
@@ -62,16 +68,30 @@ async def dial(
     """Open a connection and log in. `context` may be None where security is NONE. Raises ConnectFailed.
 
     `reached` is told each phase that is behind it, with a few words on what was found there.
-    What `target.token` raises, if it is not a ConnectFailed, becomes one with the code token_failed.
+    What `target.token` and `target.secret` raise, if it is not a ConnectFailed, becomes one with the code token_failed
+    or secret_missing.
     """
     try:
-        return await _dial(target, context, moved, reached)
+        return await _dial(await _with_secret(target), context, moved, reached)
     except _TokenRefused:
-        return await _dial(target, context, moved, lambda p, d: reached(p, d) if p is Phase.AUTH else None)
+        again = await _with_secret(target)
+        return await _dial(again, context, moved, lambda p, d: reached(p, d) if p is Phase.AUTH else None)
+
+
+async def _with_secret(target: Target) -> Target:
+    """With the password that lies outside: where that is missing, the server isn't bothered."""
+    if target.secret is None or not login_wanted(target):
+        return target
+    try:
+        return replace(target, password=await target.secret())
+    except ConnectFailed:
+        raise
+    except Exception as error:
+        raise ConnectFailed(Phase.AUTH, "secret_missing", f"the password can't be had: {error}") from error
 
 
 class _TokenRefused(ConnectFailed):
-    """With a fresh token it may go."""
+    """With a fresh token, or the password that is there now, it may go."""
 
 
 async def _dial(
@@ -186,6 +206,7 @@ async def _prepare(
         await _start_tls(connection, target, context)
         reached(Phase.STARTTLS, connection.tls or "")
         await _greet(connection, target, name)
+        reached(Phase.EHLO, " ".join(sorted(connection.capabilities.extensions)))  # those in clear don't count
     if login_wanted(target):
         await _log_in(connection, target, sock)
         reached(Phase.AUTH, f"logged in as {target.username}")
@@ -252,14 +273,14 @@ async def _log_in(connection: Connection, target: Target, sock: socket.socket) -
                 raise ConnectFailed(Phase.AUTH, "protocol_error", str(error)) from error
             reply = await connection.command(Command.AUTH, line)
     reply = replace(reply, lines=tuple(map(login.without_secret, reply.lines)))
-    tokens = target.token if method is AuthMethod.XOAUTH2 else None
+    tokens = target.token if method is AuthMethod.XOAUTH2 and target.token is not None else target.secret
     if reply.severity == 2:
         if tokens is not None:
             tokens.accepted(secret)
         return
     if reply.code == 535 and tokens is not None and tokens.refused(secret):
         connection.say_goodbye()
-        raise _TokenRefused(Phase.AUTH, "login_refused", "the server did not take the access token", reply)
+        raise _TokenRefused(Phase.AUTH, "login_refused", f"the server did not take the login ({method.value})", reply)
     if reply.severity == 3:
         raise ConnectFailed(Phase.AUTH, "protocol_error", "the server asks on and on in the login", reply)
     code = "login_refused" if reply.severity == 5 else "login_deferred"

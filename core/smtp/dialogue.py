@@ -47,7 +47,7 @@ class Capabilities:
 
 
 class AccessTokens(Protocol):
-    """Where the access tokens of XOAUTH2 come from."""
+    """Where the access tokens of XOAUTH2 come from, or a password that lies outside (a file, the environment)."""
 
     async def __call__(self) -> str:
         """One that is good now; asked before each login."""
@@ -64,7 +64,11 @@ class AccessTokens(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to connect to, and how. `token` gives the access tokens of XOAUTH2."""
+    """What to connect to, and how.
+
+    `token` gives the access tokens of XOAUTH2; `secret` the password where that lies outside, and it is asked before
+    anything is connected to.
+    """
 
     host: str
     port: int
@@ -73,6 +77,7 @@ class Target:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     token: AccessTokens | None = field(default=None, repr=False)
+    secret: AccessTokens | None = field(default=None, repr=False)
     helo_name: str | None = None  # None: the host's name if it has a dot, else the address literal
     ca_file: str | None = None  # PEM; None: the system's authorities
     allow_plaintext_login: bool = False  # otherwise a login without TLS goes to loopback only
@@ -171,9 +176,10 @@ class ConnectFailed(Exception):
     """No connection could be had.
 
     `code` is one of dns_failed, target_forbidden, connect_failed, connect_timeout, tls_failed, certificate_untrusted,
-    certificate_expired, certificate_wrong_host, banner_refused, ehlo_refused, starttls_missing, starttls_refused,
-    starttls_injection, login_refused, login_deferred, login_not_offered, plaintext_login_refused, token_failed (and
-    those of TokenFailed), protocol_error, timeout, closed. `detail` is in plain words and holds no secret.
+    certificate_self_signed, certificate_expired, certificate_not_yet_valid, certificate_wrong_host, banner_refused,
+    ehlo_refused, starttls_missing, starttls_refused, starttls_injection, login_refused, login_deferred,
+    login_not_offered, plaintext_login_refused, token_failed (and those of TokenFailed), secret_missing,
+    protocol_error, timeout, closed. `detail` is in plain words and holds no secret.
     """
 
     def __init__(self, phase: Phase, code: str, detail: str, reply: Reply | None = None) -> None:

@@ -33,6 +33,7 @@ class Link(asyncio.Protocol):
         self.protocol = SmtpProtocol()
         self.server = f"{target.host}:{target.port}"
         self.tls: str | None = None
+        self.certificate: bytes | None = None  # the server's, DER
         self.retiring = False  # no more turns
         self.made = False  # a transport had it
         self.found_dead = False  # it was dead when it was to be used again
@@ -297,7 +298,9 @@ class Link(asyncio.Protocol):
         assert self._transport is not None
         cipher = self._transport.get_extra_info("cipher")
         if cipher is not None:
-            self.tls = f"{self._transport.get_extra_info('ssl_object').version()} {cipher[0]}"
+            secured = self._transport.get_extra_info("ssl_object")
+            self.tls = f"{secured.version()} {cipher[0]}"
+            self.certificate = secured.getpeercert(binary_form=True)
 
     def say_goodbye(self) -> None:
         """Write QUIT and close once it is out, without waiting for a reply."""

@@ -49,7 +49,7 @@ async def check(account: Account, token: AccessTokens | None = None, *, allow_pr
         reply = await connection.command(Command.NOOP, b"NOOP\r\n")
         steps.append(Step("noop", reply.severity == 2, time.perf_counter() - began, f"{reply.code} {reply.text}"))
     except ConnectFailed as error:
-        fault = fault_of(account.name, error)
+        fault = fault_of(account, error)
         detail = f"{error.detail}: {error.reply.code} {error.reply.text}" if error.reply is not None else error.detail
         steps.append(Step(error.phase.value, False, time.perf_counter() - began, detail, fault))
     finally:

@@ -11,10 +11,11 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from core.domain.account import Account
+from core.domain.account import Account, AuthMethod
 from core.domain.blame import MINUTE, Ruling, judge
 from core.domain.clock import Clock
 from core.domain.envelope import Recipient
+from core.domain.login import LoginRefusal, explain_login
 from core.domain.outcome import AccountFault, Attempt, Blame, Outcome, RecipientOutcome
 from core.domain.reply import Phase, Reply
 from core.errors import StorageBroken, StorageFull
@@ -41,6 +42,8 @@ _REMEDIES = {
     "connect_timeout": "Check host and port, and that the firewall lets this machine out (587 or 465, not 25).",
     "tls_failed": "Check that port and security of the account fit: 587 is starttls, 465 is tls.",
     "certificate_untrusted": "Give the authority that signed the server's certificate as tls_ca_file.",
+    "certificate_self_signed": "If the server is yours, put its certificate into a PEM file: tls_ca_file.",
+    "certificate_not_yet_valid": "Check this machine's clock; else the server's operator must renew the certificate.",
     "certificate_expired": "The server's certificate has expired: its operator must renew it. Check this clock, too.",
     "certificate_wrong_host": "Set the account's host to a name that is in the server's certificate.",
     "starttls_missing": "The server offers no STARTTLS: use its TLS port with security tls, or another port.",
@@ -49,7 +52,11 @@ _REMEDIES = {
     "login_not_offered": "The server offers no login that the account's auth allows: check port, security and auth.",
     "plaintext_login_refused": "Use security starttls or tls; or set allow_plaintext_login if the way is safe.",
     "token_failed": "Check the account's OAuth settings; no access token could be had.",
+    "secret_missing": "Provide what password_from names: mount the file or credential, or set the variable and "
+    "restart. MPU looks again by itself.",
 }
+MAX_WORDS = 500  # characters of a server's words in a sentence of ours
+SECRET_SECONDS = 30.0  # between looks for a secret that is not there
 REUSED_DEAD_MAX = 3  # so often a message moves on at once from a kept connection that was dead
 # what nobody mends by waiting, although it is not the login's fault
 _CONFIGURATION = frozenset({"login_not_offered", "plaintext_login_refused"})
@@ -71,6 +78,7 @@ def target_of(
     timeouts: Timeouts,
     token: AccessTokens | None = None,
     *,
+    secret: AccessTokens | None = None,
     allow_private: bool = True,
 ) -> Target:
     """What the client connects to for this account. `allow_private`: loopback and private networks too."""
@@ -82,6 +90,7 @@ def target_of(
         username=account.username,
         password=account.password,
         token=token,
+        secret=secret,
         helo_name=account.helo_name,
         ca_file=account.tls_ca_file,
         allow_plaintext_login=account.allow_plaintext_login,
@@ -90,22 +99,37 @@ def target_of(
     )
 
 
-def fault_of(account: str, error: ConnectFailed) -> AccountFault:
+def fault_of(account: Account, error: ConnectFailed) -> AccountFault:
     """Why no connection could be had, as the account's fault."""
+    detail = error.detail
     if isinstance(error, TokenFailed):
         return AccountFault(
-            account, error.phase, error.code, error.detail, error.remedy, error.pause_seconds, error.passing
+            account.name, error.phase, error.code, error.detail, error.remedy, error.pause_seconds, error.passing
         )
     if error.reply is not None and error.reply.severity in (4, 5):
         ruling = judge(error.phase, error.reply)
         code = error.code if ruling.code == "server_refuses" else ruling.code
         pause, passing = ruling.pause_seconds, ruling.passing
         remedy = _REMEDIES.get(error.code, ruling.remedy)
+        refusal = login_refusal(account, error)
+        if refusal is not None and (refusal.code != "login_deferred" or code == "login_deferred"):
+            detail, remedy = refusal.cause.rstrip("."), refusal.remedy
+        detail = f"{detail}: {error.reply.code} {error.reply.text[:MAX_WORDS]}"
     else:
         code, remedy = error.code, _REMEDIES.get(error.code, "Nothing to do: MPU tries again by itself.")
         passing = code not in _CONFIGURATION
         pause = MINUTE if passing else None
-    return AccountFault(account, error.phase, code, error.detail, remedy, pause, passing, error.reply)
+        if code == "secret_missing":  # to look costs nobody anything, and mail goes soon after it is there
+            passing, pause = False, SECRET_SECONDS
+    return AccountFault(account.name, error.phase, code, detail, remedy, pause, passing, error.reply)
+
+
+def login_refusal(account: Account, error: ConnectFailed) -> LoginRefusal | None:
+    """Why the server refused the account's login, as far as its words tell; None: that is not what happened."""
+    if error.phase is not Phase.AUTH or error.reply is None or error.reply.severity not in (4, 5):
+        return None
+    by_token = account.auth is AuthMethod.XOAUTH2 or (account.auth is AuthMethod.AUTO and account.oauth is not None)
+    return explain_login(error.reply, host=account.host, by_token=by_token)
 
 
 class SmtpTransport:
@@ -118,12 +142,13 @@ class SmtpTransport:
         clock: Clock,
         timeouts: Timeouts | None = None,
         token: AccessTokens | None = None,
+        secret: AccessTokens | None = None,
         allow_private: bool = True,
     ) -> None:
         self.account = account
         self._clock = clock
         self._pool = Pool(
-            target_of(account, timeouts or Timeouts(), token, allow_private=allow_private),
+            target_of(account, timeouts or Timeouts(), token, secret=secret, allow_private=allow_private),
             max_connections=account.max_connections,
             messages_per_connection=account.messages_per_connection,
             idle_timeout_seconds=account.idle_timeout_seconds,
@@ -138,7 +163,7 @@ class SmtpTransport:
         try:
             return await self._pool.turn()
         except ConnectFailed as error:
-            raise AccountUnavailable(fault_of(self.account.name, error)) from error
+            raise AccountUnavailable(fault_of(self.account, error)) from error
 
     def abort(self) -> None:
         """Cut everything off: what is between the final dot and its reply ends as unknown."""

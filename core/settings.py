@@ -3,7 +3,8 @@
 Accounts, directories and what can be changed while running live in the database, not here. `load_settings` is the only
 way in; it reads the environment once and raises SettingsError, which names each wrong variable, option or key of the
 file. Secrets (`api_key`, `secret_key`) are SecretStr: in no repr and no log. Each can come from a file instead
-(`MPU_API_KEY_FILE`, `MPU_SECRET_KEY_FILE`), as systemd credentials and container secrets do.
+(`MPU_API_KEY_FILE`, `MPU_SECRET_KEY_FILE`, as container secrets do), or from a systemd credential of the name
+`mpu_api_key` or `mpu_secret_key`, which is found by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from core.errors import RelayError
 
@@ -89,6 +99,18 @@ class Settings(BaseModel):
         description="Key of the secrets in the database instead of data_dir/secret.key; several: newest first",
     )
 
+    # --- secrets of accounts that lie outside the database (password_from) ---
+    secret_files: tuple[Path, ...] = Field(
+        default=(Path("/run/secrets"),),
+        description="Accounts may name files directly in these directories as password_from; and systemd's credentials",
+    )
+    secret_env_prefix: str = Field(
+        default="MPU_SECRET_",
+        max_length=255,
+        pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
+        description="Accounts may name variables that begin so as password_from; empty (in the file): none",
+    )
+
     # --- log ---
     log_format: Literal["auto", "json", "console"] = Field(
         default="auto", description="auto: console on a terminal, else JSON"
@@ -127,6 +149,9 @@ class Settings(BaseModel):
     smtp_quit_timeout_seconds: float = Field(
         default=2, gt=0, le=60, description="Reply to QUIT; then it is just closed"
     )
+    oauth_timeout_seconds: float = Field(
+        default=30, gt=0, le=600, description="Answer of a token endpoint, for accounts with XOAUTH2"
+    )
     allowed_smtp_ports: tuple[int, ...] = Field(
         default=(25, 465, 587, 588, 2465, 2525, 2526, 2587), description="Ports that accounts may name; 0: every port"
     )
@@ -146,7 +171,7 @@ class Settings(BaseModel):
     sandbox_kept_messages: int = Field(default=1000, ge=1, le=100_000, description="Newest mails the sandbox keeps")
     sandbox_kept_bytes: int = Field(default=100 << 20, ge=1 << 10, le=1 << 34, description="Their size in all")
 
-    @field_validator("pickup_roots", "allowed_smtp_ports", mode="before")
+    @field_validator("pickup_roots", "secret_files", "allowed_smtp_ports", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """Lists in the environment: a JSON list, or items parted by commas or the system's path separator."""
@@ -164,12 +189,13 @@ class Settings(BaseModel):
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else Path(os.path.abspath(value.expanduser()))
 
-    @field_validator("pickup_roots")
+    @field_validator("pickup_roots", "secret_files")
     @classmethod
-    def _roots(cls, value: tuple[Path, ...]) -> tuple[Path, ...]:
+    def _roots(cls, value: tuple[Path, ...], info: ValidationInfo) -> tuple[Path, ...]:
         roots = tuple(dict.fromkeys(Path(os.path.abspath(root.expanduser())) for root in value))
         if Path(os.path.abspath(os.sep)) in roots:
-            raise ValueError("the root of the file system is no pickup root")
+            what = "no pickup root" if info.field_name == "pickup_roots" else "no place for secrets"
+            raise ValueError(f"the root of the file system is {what}")
         return roots
 
     @field_validator("allowed_smtp_ports")
@@ -258,12 +284,13 @@ def load_settings(
     if file is None:
         file = next((path for path in (data_dir / "mpu.toml", SYSTEM_CONFIG) if path.is_file()), None)
     stored = _from_file(file) if file is not None else {}
-    merged = {**defaults, **stored, **early}
+    merged = {**defaults, **_from_credentials(environ), **stored, **early}
     try:
         settings = Settings(**merged)
     except ValidationError as error:
         raise SettingsError([_problem(item, given, variables, stored, file) for item in error.errors()]) from None
-    return LoadedSettings(settings, file, unknown)
+    secrets = settings.secret_env_prefix or PREFIX + "?"  # variables of accounts are no misspelt settings
+    return LoadedSettings(settings, file, tuple(name for name in unknown if not name.startswith(secrets)))
 
 
 def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -283,6 +310,15 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], tuple
         if environ.get(f"{PREFIX}{name.upper()}"):
             values[name] = environ[f"{PREFIX}{name.upper()}"]
     return {name: value for name, value in values.items() if value != ""}, tuple(sorted(unknown))
+
+
+def _from_credentials(environ: Mapping[str, str]) -> dict[str, str]:
+    """Systemd's LoadCredential=mpu_api_key:... and mpu_secret_key; any other source counts more."""
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    if not directory:
+        return {}
+    paths = {name: os.path.join(directory, f"mpu_{name}") for name in SECRETS}
+    return {name: _secret_file("CREDENTIALS_DIRECTORY", path) for name, path in paths.items() if os.path.exists(path)}
 
 
 def _secret_file(variable: str, path: str) -> str:

@@ -209,10 +209,8 @@ def claims_of(oauth: OAuth, issuer: str, subject: str | None, now: float) -> dic
     return claims if subject is None else {**claims, "sub": subject}
 
 
-def without_secrets(oauth: OAuth | None) -> OAuth | None:
+def without_secrets(oauth: OAuth) -> OAuth:
     """As it may be shown."""
-    if oauth is None:
-        return None
     return replace(oauth, client_secret=None, refresh_token=None, service_account_key=None)
 
 

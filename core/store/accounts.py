@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any
 
 from sqlmodel import Session, col, select
 
-from core.domain.account import Account, AuthMethod, FromPolicy, ReplyRule, Security
+from core.domain.account import (
+    Account,
+    AuthMethod,
+    FromPolicy,
+    OAuth,
+    OAuthGrant,
+    OAuthProvider,
+    ReplyRule,
+    Security,
+)
+from core.domain.oauth import SECRETS, without_secrets
 from core.domain.outcome import Blame
 from core.domain.reply import Phase
 from core.errors import AlreadyExists, InUse, NotFound, PreconditionFailed
+from core.store import sender_routes
 from core.store.epoch import from_database, optional_from_database, to_database
 from core.store.pauses import Pause, of_row
-from core.store.secrets import Secrets, SecretUnreadable, purpose_of
+from core.store.secrets import Secrets, SecretUnreadable, oauth_purpose_of, purpose_of
 from core.store.tables import AccountRow, DirectoryAccountRow
 
 _PLAIN = (
@@ -52,13 +64,15 @@ class Password(Enum):
 class AccountRecord:
     """An account as it is stored. Times in seconds since the epoch."""
 
-    account: Account  # with its password, in the clear; None where `password_lost`
+    account: Account  # with its secrets, in the clear; None where they are lost
     version: int  # for ETag; changes with the settings
     created_at: float
     updated_at: float
     password_set: bool
     password_changed_at: float | None
     password_lost: bool  # there is one, but the encryption key doesn't open it: it must be set again
+    oauth_set: tuple[str, ...]  # which secrets of `account.oauth` there are
+    oauth_lost: bool  # as password_lost
     pause: Pause | None  # over or not: ask in_force
 
 
@@ -80,6 +94,8 @@ def create(session: Session, secrets: Secrets, account: Account, *, now: float) 
     row = AccountRow(
         name=account.name,
         **_settings(account),
+        oauth=_oauth_settings(account.oauth, _secrets_of(account.oauth)),
+        oauth_secrets=_seal_oauth(secrets, account.name, _secrets_of(account.oauth)),
         password=_seal(secrets, account),
         password_changed_at=at if account.password is not None else None,
         version=at,
@@ -98,9 +114,14 @@ def change(
     *,
     now: float,
     password: str | Password | None = Password.KEEP,
+    oauth_secrets: Mapping[str, str | None] | None = None,
     if_match: Collection[str] | None = None,
 ) -> AccountRecord:
     """Replace the settings. `account.password` is not looked at, `password` is; None removes it.
+
+    So are the secrets of `account.oauth`: `oauth_secrets` names those that change, the others stay as they are in the
+    database now, which may be newer than what the caller has read (refresh_token_changed). Without OAuth settings
+    none are left.
 
     Without a difference nothing changes, the version neither. Raises NotFound, PreconditionFailed.
     """
@@ -113,6 +134,7 @@ def change(
         row.password = _seal(secrets, replace(account, password=password))
         row.password_changed_at = to_database(now) if password is not None else None
         changed = True
+    changed |= _change_oauth(row, secrets, before, account.oauth, oauth_secrets or {})
     if changed:
         for key, value in settings.items():
             setattr(row, key, value)
@@ -123,25 +145,48 @@ def change(
     return _record(row, secrets)
 
 
+def refresh_token_changed(session: Session, secrets: Secrets, oauth: OAuth, refresh_token: str) -> list[str]:
+    """The provider gave another refresh token for the one of `oauth`: it takes its place wherever that is held.
+
+    No change of the settings: the version stays. Gives the names of the accounts.
+    """
+    names = []
+    for row in session.exec(select(AccountRow).where(col(AccountRow.oauth_secrets).is_not(None))):
+        present = _record(row, secrets).account.oauth
+        if present is not None and _same_login(present, oauth):
+            kept = {**_secrets_of(present), "refresh_token": refresh_token}
+            row.oauth_secrets = _seal_oauth(secrets, row.name, kept)
+            session.add(row)
+            names.append(row.name)
+    session.flush()
+    return names
+
+
+def _same_login(one: OAuth, other: OAuth) -> bool:
+    """Whether they have the same refresh token of the same client at the same place."""
+    names = ("refresh_token", "provider", "tenant", "client_id", "token_url")
+    return all(getattr(one, name) == getattr(other, name) for name in names)
+
+
 def delete(session: Session, name: str, *, if_match: Collection[str] | None = None) -> None:
-    """Raises NotFound, PreconditionFailed, InUse with the directories that send through it."""
+    """Raises NotFound, PreconditionFailed, InUse with the directories and sender routes that send through it."""
     row = _row(session, name)
     check_version(row.version, if_match)
     users = used_by(session, name)
     if users:
         raise InUse(
-            f"account {name!r} is used by {len(users)} directories",
+            f"account {name!r} is used by {', '.join(users)}",
             used_by=users,
-            remedy="take it out of their `accounts` first",
+            remedy="take it out of the directories' `accounts`, and of `sender_routes` (PATCH /settings), first",
         )
     session.delete(row)
     session.flush()
 
 
 def used_by(session: Session, name: str) -> list[str]:
-    """Names of the directories that send through it."""
+    """Names of the directories that send through it, then `sender_routes/N`."""
     query = select(DirectoryAccountRow.directory).where(col(DirectoryAccountRow.account) == name).distinct()
-    return sorted(session.exec(query))
+    return [*sorted(session.exec(query)), *sender_routes.using(session, name)]
 
 
 def check_version(present: int, if_match: Collection[str] | None) -> None:
@@ -166,6 +211,57 @@ def _seal(secrets: Secrets, account: Account) -> str | None:
     return None if account.password is None else secrets.seal(purpose_of(account.name), account.password)
 
 
+def _secrets_of(oauth: OAuth | None) -> dict[str, str]:
+    found = {name: getattr(oauth, name) for name in SECRETS} if oauth is not None else {}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _oauth_settings(oauth: OAuth | None, held: Collection[str]) -> dict[str, Any] | None:
+    """What is stored in the clear; also which secrets there are, so that lost ones can be named."""
+    if oauth is None:
+        return None
+    return {**asdict(without_secrets(oauth)), "secrets": sorted(held)}
+
+
+def _seal_oauth(secrets: Secrets, account: str, held: Mapping[str, str]) -> str | None:
+    return secrets.seal(oauth_purpose_of(account), json.dumps(held)) if held else None
+
+
+def _change_oauth(
+    row: AccountRow, secrets: Secrets, before: AccountRecord, oauth: OAuth | None, given: Mapping[str, str | None]
+) -> bool:
+    """Whether there was a difference."""
+    present = _secrets_of(before.account.oauth)
+    wanted = {name: value for name, value in {**present, **given}.items() if value is not None}
+    if oauth is None:
+        wanted = {}
+    changed = wanted != present
+    lost_stay = before.oauth_lost and oauth is not None and not given
+    if not lost_stay and (changed or before.oauth_lost):
+        row.oauth_secrets = _seal_oauth(secrets, row.name, wanted)
+        changed = True
+    settings = _oauth_settings(oauth, before.oauth_set if lost_stay else wanted)
+    if settings != row.oauth:
+        row.oauth = settings
+        changed = True
+    return changed
+
+
+def _oauth(row: AccountRow, secrets: Secrets) -> tuple[OAuth | None, tuple[str, ...], bool]:
+    """The settings with their secrets, which of these there are, and whether they don't open."""
+    if row.oauth is None:
+        return None, (), False
+    plain = {name: value for name, value in row.oauth.items() if name != "secrets"}
+    held, lost = {}, False
+    if row.oauth_secrets is not None:
+        try:
+            held = json.loads(secrets.open(oauth_purpose_of(row.name), row.oauth_secrets))
+        except SecretUnreadable:
+            lost = True
+    words = {"provider": OAuthProvider(plain["provider"]), "grant": OAuthGrant(plain["grant"])}
+    return OAuth(**{**plain, **words, **held}), tuple(row.oauth["secrets"]), lost
+
+
 def _settings(account: Account) -> dict[str, Any]:
     return {key: getattr(account, key) for key in _PLAIN} | {
         "security": account.security.value,
@@ -188,8 +284,10 @@ def _record(row: AccountRow, secrets: Secrets) -> AccountRecord:
             password = secrets.open(purpose_of(row.name), row.password)
         except SecretUnreadable:
             lost = True
+    oauth, oauth_set, oauth_lost = _oauth(row, secrets)
     account = Account(
         name=row.name,
+        oauth=oauth,
         security=Security(row.security),
         auth=AuthMethod(row.auth),
         password=password,
@@ -206,5 +304,7 @@ def _record(row: AccountRow, secrets: Secrets) -> AccountRecord:
         row.password is not None,
         optional_from_database(row.password_changed_at),
         lost,
+        oauth_set,
+        oauth_lost,
         of_row(row),
     )

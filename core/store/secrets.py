@@ -27,7 +27,7 @@ MAX_KEY_FILE_CHARACTERS = 65536
 _CHECK = "store.secret_check"
 _CHECK_PURPOSE = "check"
 _CHECK_VALUE = "mail processing unit"
-_ENTER_AGAIN = "enter these passwords again: PATCH /accounts/NAME; sending goes on when all of them are there"
+_ENTER_AGAIN = "enter these again: PATCH /accounts/NAME; sending goes on when all of them are there"
 
 
 class SecretUnreadable(Exception):
@@ -172,15 +172,27 @@ def purpose_of(account: str) -> str:
     return f"account:{account}"
 
 
+def oauth_purpose_of(account: str) -> str:
+    """What the secrets of an account's OAuth settings are sealed for: a JSON object."""
+    return f"oauth:{account}"
+
+
+def _sealed(row: AccountRow) -> dict[str, tuple[str, str]]:
+    """Column -> purpose and token of what an account keeps sealed."""
+    columns = {"password": purpose_of(row.name), "oauth_secrets": oauth_purpose_of(row.name)}
+    tokens = {column: getattr(row, column) for column in columns}
+    return {column: (columns[column], token) for column, token in tokens.items() if token is not None}
+
+
 def lost(session: Session, secrets: Secrets) -> list[str]:
-    """Names of the accounts whose password doesn't open."""
+    """Names of the accounts with a secret that doesn't open."""
     names = []
     for row in session.exec(select(AccountRow).order_by(AccountRow.name)):
-        if row.password is not None:
-            try:
-                secrets.open(purpose_of(row.name), row.password)
-            except SecretUnreadable:
-                names.append(row.name)
+        try:
+            for purpose, token in _sealed(row).values():
+                secrets.open(purpose, token)
+        except SecretUnreadable:
+            names.append(row.name)
     return names
 
 
@@ -202,7 +214,7 @@ def verify(session: Session, secrets: Secrets) -> SecretKeyLost | None:
             except SecretKeyLost as error:
                 return error
         return None
-    which = "passwords of " + ", ".join(names)
+    which = "passwords or tokens of " + ", ".join(names)
     if right:
         return SecretKeyLost(f"damaged in the database: the {which}", remedy=_ENTER_AGAIN, accounts=names)
     source = secrets.path or "MPU_SECRET_KEY"
@@ -216,9 +228,9 @@ def verify(session: Session, secrets: Secrets) -> SecretKeyLost | None:
 def reseal(session: Session, secrets: Secrets) -> None:
     """Rotation, second step: seal everything with the newest key, in the caller's transaction."""
     for row in session.exec(select(AccountRow)):
-        if row.password is not None:
-            row.password = secrets.seal(purpose_of(row.name), secrets.open(purpose_of(row.name), row.password))
-            session.add(row)
+        for column, (purpose, token) in _sealed(row).items():
+            setattr(row, column, secrets.seal(purpose, secrets.open(purpose, token)))
+        session.add(row)
     settings.put(session, _CHECK, secrets.seal(_CHECK_PURPOSE, _CHECK_VALUE))
 
 

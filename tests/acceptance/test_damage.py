@@ -225,7 +225,7 @@ async def _says_which(bench: Bench, names: list[str]) -> None:
     assert (ready.status_code, ready.json()) == (503, {"status": "unavailable", "reason": "secret_key_lost"})
     (part,) = [part for part in (await bench.get("/health"))["parts"] if not part["ok"]]
     assert part["name"] == "secret_key"
-    assert f"passwords of {', '.join(names)}" in part["detail"]
+    assert f"passwords or tokens of {', '.join(names)}" in part["detail"]
     shown = {item["name"]: item["password_lost"] for item in (await bench.get("/accounts"))["items"]}
     assert [name for name, lost in shown.items() if lost] == names
     alerts = (await bench.get("/alerts"))["items"]

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from core.domain.account import Account, AuthMethod
-from core.domain.blame import MINUTE, Ruling, judge
+from core.domain.blame import MINUTE, Rule, Ruling, judge
 from core.domain.clock import Clock
 from core.domain.envelope import Recipient
 from core.domain.login import LoginRefusal, explain_login
 from core.domain.outcome import AccountFault, Attempt, Blame, Outcome, RecipientOutcome
 from core.domain.reply import Phase, Reply
+from core.domain.reply_rules import compiled
 from core.errors import StorageBroken, StorageFull
 from core.smtp.dialogue import (
     AccessTokens,
@@ -99,22 +100,22 @@ def target_of(
     )
 
 
-def fault_of(account: Account, error: ConnectFailed) -> AccountFault:
-    """Why no connection could be had, as the account's fault."""
+def fault_of(account: Account, error: ConnectFailed, own: Sequence[Rule] | None = None) -> AccountFault:
+    """Why no connection could be had, as the account's fault. `own`: the account's rows, where they are compiled."""
     detail = error.detail
     if isinstance(error, TokenFailed):
         return AccountFault(
             account.name, error.phase, error.code, error.detail, error.remedy, error.pause_seconds, error.passing
         )
     if error.reply is not None and error.reply.severity in (4, 5):
-        ruling = judge(error.phase, error.reply)
+        ruling = judge(error.phase, error.reply, own=compiled(account.reply_rules) if own is None else own)
         code = error.code if ruling.code == "server_refuses" else ruling.code
         pause, passing = ruling.pause_seconds, ruling.passing
-        remedy = _REMEDIES.get(error.code, ruling.remedy)
-        refusal = login_refusal(account, error)
+        remedy = ruling.remedy if ruling.origin else _REMEDIES.get(error.code, ruling.remedy)
+        refusal = None if ruling.origin else login_refusal(account, error)
         if refusal is not None and (refusal.code != "login_deferred" or code == "login_deferred"):
             detail, remedy = refusal.cause.rstrip("."), refusal.remedy
-        detail = f"{detail}: {error.reply.code} {error.reply.text[:MAX_WORDS]}"
+        detail = _with_origin(f"{detail}: {error.reply.code} {error.reply.text[:MAX_WORDS]}", ruling)
     else:
         code, remedy = error.code, _REMEDIES.get(error.code, "Nothing to do: MPU tries again by itself.")
         passing = code not in _CONFIGURATION
@@ -146,6 +147,7 @@ class SmtpTransport:
         allow_private: bool = True,
     ) -> None:
         self.account = account
+        self.own_rules = compiled(account.reply_rules)
         self._clock = clock
         self._pool = Pool(
             target_of(account, timeouts or Timeouts(), token, secret=secret, allow_private=allow_private),
@@ -163,7 +165,7 @@ class SmtpTransport:
         try:
             return await self._pool.turn()
         except ConnectFailed as error:
-            raise AccountUnavailable(fault_of(self.account, error)) from error
+            raise AccountUnavailable(fault_of(self.account, error, self.own_rules)) from error
 
     def abort(self) -> None:
         """Cut everything off: what is between the final dot and its reply ends as unknown."""
@@ -219,14 +221,13 @@ class SmtpTurn:
         return call.attempt(result, self._transport.now())
 
     def _call(self, mail: Mail, journal: Journal, started: float) -> _Call:
-        return _Call(self._transport.account.name, self._turn, mail, journal, started)
+        return _Call(self._transport, self._turn, mail, journal, started)
 
 
 class _Call:
     """One transaction on one connection: who is asked, and what the answers mean."""
 
     __slots__ = (
-        "_account",
         "_asked",
         "_journal",
         "_local",
@@ -235,12 +236,13 @@ class _Call:
         "_server",
         "_started",
         "_tls",
+        "_transport",
         "_unlogged",
         "fault",
     )
 
-    def __init__(self, account: str, turn: PoolTurn, mail: Mail, journal: Journal, started: float) -> None:
-        self._account = account
+    def __init__(self, transport: SmtpTransport, turn: PoolTurn, mail: Mail, journal: Journal, started: float) -> None:
+        self._transport = transport
         self._mail = mail
         self._journal = journal
         self._started = started
@@ -287,7 +289,7 @@ class _Call:
             self._conclude(result)
         assert self._outcomes is not None
         return Attempt(
-            account=self._account,
+            account=self._transport.account.name,
             server=self._server,
             tls=self._tls,
             started_at=self._started,
@@ -353,7 +355,13 @@ class _Call:
         ruling = _NONSENSE
         if reply.severity in (4, 5):
             envelope = self._mail
-            ruling = judge(phase, reply, sender=envelope.sender, recipients=[r.mailbox for r in envelope.recipients])
+            ruling = judge(
+                phase,
+                reply,
+                sender=envelope.sender,
+                recipients=[r.mailbox for r in envelope.recipients],
+                own=self._transport.own_rules,
+            )
         return self._ruled(mailbox, phase, reply, ruling)
 
     def _ruled(self, mailbox: str, phase: Phase, reply: Reply, ruling: Ruling) -> RecipientOutcome:
@@ -362,7 +370,8 @@ class _Call:
         elif reply.code == 421:  # counts for the message too, or one that provokes it would come back for ever
             self._blame_account(phase, _CLOSING, reply)
         outcome = Outcome.FAILED if ruling.final else Outcome.DEFERRED
-        return RecipientOutcome(mailbox, outcome, phase, ruling.blame, reply.code, reply.enhanced_code, reply.text)
+        text = _with_origin(reply.text, ruling) if ruling.origin else reply.text
+        return RecipientOutcome(mailbox, outcome, phase, ruling.blame, reply.code, reply.enhanced_code, text)
 
     def _broken(self, mailbox: str, failure: Failure, *, dot_sent: bool) -> RecipientOutcome:
         reply, phase = failure.reply, failure.phase
@@ -377,10 +386,22 @@ class _Call:
 
     def _blame_account(self, phase: Phase, ruling: Ruling, reply: Reply) -> None:
         if self.fault is None:
-            detail = f"{self._server} answered {reply.code} {reply.text} ({phase.value})"
+            detail = _with_origin(f"{self._server} answered {reply.code} {reply.text} ({phase.value})", ruling)
             self.fault = AccountFault(
-                self._account, phase, ruling.code, detail, ruling.remedy, ruling.pause_seconds, ruling.passing, reply
+                self._transport.account.name,
+                phase,
+                ruling.code,
+                detail,
+                ruling.remedy,
+                ruling.pause_seconds,
+                ruling.passing,
+                reply,
             )
+
+
+def _with_origin(text: str, ruling: Ruling) -> str:
+    """Names the row of the account that judged, where it wasn't the table."""
+    return f"{text} [{ruling.origin}]" if ruling.origin else text
 
 
 # promises.md: 421 at any time before the dot: close, defer, back off the account

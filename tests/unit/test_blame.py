@@ -193,8 +193,8 @@ PUNISHMENTS = [
         (Phase.RCPT, GMAIL_RELAY_DAILY, ACCOUNT, LATER, HOUR, False, "quota_exceeded"),
         (Phase.DOT, SES_DAILY, ACCOUNT, LATER, HOUR, False, "quota_exceeded"),
         # the tenant
-        (Phase.DOT, OUTLOOK_TENANT, ACCOUNT, LATER, UNTIL_EDITED, False, "tenant_blocked"),
-        (Phase.DOT, OUTLOOK_TRIAL_TENANT, ACCOUNT, LATER, UNTIL_EDITED, False, "tenant_blocked"),
+        (Phase.DOT, OUTLOOK_TENANT, ACCOUNT, LATER, HOUR, False, "tenant_blocked"),
+        (Phase.DOT, OUTLOOK_TRIAL_TENANT, ACCOUNT, LATER, HOUR, False, "tenant_blocked"),
         # this From may not use this account
         (Phase.DOT, OUTLOOK_SEND_AS, SENDER, FINAL, NO_PAUSE, False, "sender_refused"),
         (Phase.MAIL, EXCHANGE_SEND_AS, SENDER, FINAL, NO_PAUSE, False, "sender_refused"),

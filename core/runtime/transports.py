@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from core.domain.account import Account
 from core.domain.clock import Clock
+from core.runtime.secret_sources import SecretSources
 from core.settings import Settings
 from core.smtp.dialogue import Timeouts
 from core.transport.smtp import SmtpTransport
@@ -22,4 +23,10 @@ def transport_of(account: Account, settings: Settings, clock: Clock) -> SmtpTran
         quit_seconds=settings.smtp_quit_timeout_seconds,
         transaction_seconds=settings.smtp_deadline_seconds,
     )
-    return SmtpTransport(account, clock=clock, timeouts=timeouts, allow_private=settings.allow_private_targets)
+    return SmtpTransport(
+        account,
+        clock=clock,
+        timeouts=timeouts,
+        secret=SecretSources(settings).password_of(account),
+        allow_private=settings.allow_private_targets,
+    )

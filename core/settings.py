@@ -289,8 +289,10 @@ def load_settings(
         settings = Settings(**merged)
     except ValidationError as error:
         raise SettingsError([_problem(item, given, variables, stored, file) for item in error.errors()]) from None
-    secrets = settings.secret_env_prefix or PREFIX + "?"  # variables of accounts are no misspelt settings
-    return LoadedSettings(settings, file, tuple(name for name in unknown if not name.startswith(secrets)))
+    prefix = settings.secret_env_prefix
+    if prefix:  # passwords of accounts are no misspelt settings
+        unknown = tuple(name for name in unknown if not name.startswith(prefix))
+    return LoadedSettings(settings, file, unknown)
 
 
 def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -313,7 +315,7 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], tuple
 
 
 def _from_credentials(environ: Mapping[str, str]) -> dict[str, str]:
-    """Systemd's LoadCredential=mpu_api_key:... and mpu_secret_key; any other source counts more."""
+    """What LoadCredential=mpu_api_key:... and mpu_secret_key:... of the unit give; any other source counts more."""
     directory = environ.get("CREDENTIALS_DIRECTORY")
     if not directory:
         return {}

@@ -5,7 +5,7 @@ server, so whoever may change accounts must not be able to name what he likes. W
 - files that lie directly in one of MPU_SECRET_FILES (default /run/secrets) or in $CREDENTIALS_DIRECTORY. Not below:
   Kubernetes keeps the pod's own token in /run/secrets/kubernetes.io/serviceaccount. Links are followed (Kubernetes
   makes every mounted secret one) as long as they end under the same directory;
-- variables whose name begins with MPU_SECRET_ENV_PREFIX (default MPU_SECRET_), but none that is a setting of the service;
+- variables whose name begins with MPU_SECRET_ENV_PREFIX (default MPU_SECRET_), but no setting of the service;
 - never the service's own keys, wherever they come from, and nothing that lies in its data directory.
 
 Read at each login, as the service's user, so that a changed file counts at once. No message here holds a value.
@@ -53,9 +53,10 @@ class SecretSources:
         self._directories = tuple(map(str, settings.secret_files))
         self._data_dir = str(settings.data_dir)
         self._tls_key = None if settings.tls_key_file is None else str(settings.tls_key_file)
-        given = (settings.api_key, settings.secret_key)
-        values = [secret.get_secret_value() for secret in given if secret is not None]
-        self._own = frozenset(part.strip() for value in values for part in (value, *re.split(r"[,\s]", value))) - {""}
+        api_key, secret_key = settings.api_key, settings.secret_key
+        own = [] if secret_key is None else re.split(r"[,\s]+", secret_key.get_secret_value())
+        own += [] if api_key is None else [api_key.get_secret_value()]
+        self._own = frozenset(own) - {""}
 
     def refusal(self, reference: str) -> str | None:
         """Why it may not be named; None: it may. Says nothing of what is there."""
@@ -86,7 +87,7 @@ class SecretSources:
             raise SecretMissing(f"{reference} is empty")
         if any(not lines or found not in _LINES for found in _CONTROLS.findall(value)):
             raise SecretMissing(f"{reference} has {'control characters' if lines else 'more than one line'}")
-        if value.strip() in self._own:
+        if any(key in value for key in self._own):
             raise SecretMissing(f"{reference} is a key of the service itself, which goes to no server")
         return value
 

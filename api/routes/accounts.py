@@ -171,7 +171,7 @@ async def update_account(
         idempotent="Not idempotent: a second time it answers 404.",
         errors={
             404: _NOT_FOUND,
-            409: "Directories send through it (`used_by`). Remedy: give them another account first.",
+            409: "Directories or sender routes send through it (`used_by`). Remedy: give them another account first.",
             412: _STALE,
         },
     ),

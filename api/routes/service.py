@@ -115,9 +115,15 @@ async def get_settings(relay: Relay, response: Response) -> SettingsPublic:
         "Change settings of the service",
         text="Merge patch (RFC 7396): what is named changes, null puts the default back. What only the start can set "
         "is read-only here (422).",
-        mail="A shorter `history_days` forgets older history with the next clean-up.",
+        mail="A shorter `history_days` forgets older history with the next clean-up. `sender_routes` count from the "
+        "next message on, for mail that waits too.",
         body=True,
-        errors={412: "They were changed since you saw them. Remedy: GET them again, then repeat."},
+        errors={
+            412: "They were changed since you saw them. Remedy: GET them again, then repeat.",
+            422: "A field is wrong: a sender that is no address and no @domain, or stands twice "
+            "(/sender_routes/N/senders/M), an account that there is not (/sender_routes/N/accounts/M). Remedy: "
+            "`errors` names each.",
+        },
         answers={200: ETAG},
     ),
 )

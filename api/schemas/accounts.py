@@ -123,8 +123,10 @@ Senders = Annotated[
     list[Sender],
     Field(
         max_length=1000,
-        description="Addresses and `@domains` that the account may send as; mail of others goes through another "
-        "account. Default []: any.",
+        description="Envelope senders that the account may send as: addresses, and `@domains` (not their subdomains). "
+        "Domains are compared without case, local parts to the letter. Mail of others goes through another account, "
+        "and to badmail where none may send it; bounces (the null sender) go everywhere. Where `from_policy` puts "
+        "`from_address` in the sender's place, that address is the one that counts. Default []: any.",
     ),
 ]
 PerSecond = Annotated[
@@ -310,7 +312,9 @@ class AccountPublic(Out):
     password_lost: bool = Field(description="The encryption key does not open it: nothing is sent until it is set.")
     created_at: Time
     updated_at: Time
-    used_by: list[str] = Field(description="Directories that send through it.")
+    used_by: list[str] = Field(
+        description="Directories and sender routes (`sender_routes/N` of GET /settings) that send through it."
+    )
     pause: Pause | None = Field(description="Why it stands still; null: it doesn't.")
 
     @classmethod

@@ -160,4 +160,10 @@ KEY: Examples = {
     "monitoring": _example("Monitoring", {"name": "prometheus", "scopes": ["read"]}),
 }
 
-SETTINGS: Examples = {"history": _example("Keep the history for a year", {"history_days": 365})}
+SETTINGS: Examples = {
+    "history": _example("Keep the history for a year", {"history_days": 365}),
+    "sender_routes": _example(
+        "One domain's mail through its own account, from every directory",
+        {"sender_routes": [{"senders": ["@shop.example", "billing@example.org"], "accounts": ["office"]}]},
+    ),
+}

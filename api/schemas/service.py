@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator
 
+from api.schemas.accounts import Sender
 from api.schemas.base import NAME_PATTERN, FutureTimeIn, In, Out, Printable, Time
+from api.schemas.directories import AccountName
 
 ScopeWord = Literal["read", "operate", "admin", "submit"]
 
@@ -126,11 +128,40 @@ class AuditPublic(Out):
     changes: dict[str, Any] = Field(description="Field: [before, after]; secrets are masked.")
 
 
+class SenderRouteIn(In):
+    """Mail of these senders goes through these accounts, whatever directory it comes from."""
+
+    senders: list[Sender] = Field(
+        min_length=1,
+        max_length=1000,
+        description="Envelope senders: addresses, and `@domains` (not their subdomains). An address counts before its "
+        "`@domain`; each may stand once in all routes.",
+    )
+    accounts: list[AccountName] = Field(
+        min_length=1,
+        max_length=20,
+        description="In order: the next one helps out. An account with `senders` takes only those all the same.",
+    )
+
+
+class SenderRoutePublic(Out):
+    """Mail of these senders goes through these accounts, whatever directory it comes from."""
+
+    senders: list[str]
+    accounts: list[str]
+
+
 class SettingsUpdate(In):
     """A merge patch (RFC 7396): what is named changes, null puts the default back."""
 
     history_days: Annotated[int, Field(ge=1, le=3650)] | None = Field(
         default=None, description="Days that the history is kept. Default 90, 1 to 3650."
+    )
+    sender_routes: list[SenderRouteIn] | None = Field(
+        default=None,
+        max_length=200,
+        description="For all directories, before their own accounts. The whole list: what is left out is gone. "
+        "Default []: none.",
     )
 
 
@@ -138,6 +169,9 @@ class SettingsPublic(Out):
     """What can be changed while the service runs, and what it was started with."""
 
     history_days: int = Field(description="Days that the history is kept.")
+    sender_routes: list[SenderRoutePublic] = Field(
+        description="Mail of these senders goes through these accounts, whatever directory it comes from."
+    )
     read_only: dict[str, Any] = Field(description="Set at the start: TOML file, MPU_... variables, options.")
 
 

@@ -8,7 +8,11 @@ import ssl
 from core.domain import target
 from core.domain.account import Account, AuthMethod, FromPolicy, Security
 from core.domain.address import AddressError, parse_mailbox
+from core.domain.reply_rules import errors_of
+from core.domain.senders import send_as
 from core.errors import FieldError
+from core.runtime.secret_sources import SecretSources
+from core.runtime.sender_rules import sender_rules
 from core.settings import Settings
 
 
@@ -29,6 +33,29 @@ def rules(account: Account) -> list[FieldError]:
             parse_mailbox(account.from_address)
         except AddressError as error:
             errors.append(FieldError("/from_address", "wrong_form", str(error)))
+    errors += errors_of(account.reply_rules)
+    errors += sender_rules(account.senders, "/senders")
+    if not errors and not send_as(account).anyone and account.from_policy is not FromPolicy.KEEP:
+        detail = f"from_policy {account.from_policy} sends as it, and it is not among `senders`"
+        errors.append(FieldError("/from_address", "not_among_senders", detail))
+    return errors
+
+
+def outside_rules(account: Account, sources: SecretSources, before: Account | None) -> list[FieldError]:
+    """A password from outside: instead of one in the database, and only what the start allows. Blocks: follows links.
+
+    What was saved once stays good for a save; whether it can be read is seen at each login.
+    """
+    if account.password_from is None:
+        return []
+    errors = []
+    if account.password is not None:
+        detail = 'a password is given or saved too; one of them must be null ("password": null removes the saved one)'
+        errors.append(FieldError("/password_from", "excludes_password", detail))
+    if before is None or before.password_from != account.password_from:
+        refusal = sources.refusal(account.password_from)
+        if refusal is not None:
+            errors.append(FieldError("/password_from", "not_allowed", refusal))
     return errors
 
 

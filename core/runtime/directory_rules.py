@@ -7,7 +7,7 @@ import zoneinfo
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from core.domain.account import Directory
+from core.domain.account import Directory, Strategy
 from core.errors import FieldError
 from core.scheduler import cron_trigger
 from core.settings import Settings
@@ -22,6 +22,13 @@ def rules(directory: Directory, now: float) -> list[FieldError]:
     ]
     if not directory.accounts:
         errors.append(FieldError("/accounts", "required", "at least one is needed"))
+    if directory.weights and directory.strategy is not Strategy.BALANCE:
+        errors.append(FieldError("/weights", "conflict", "only the strategy balance has weights; null removes them"))
+    elif directory.weights and len(directory.weights) != len(directory.accounts):
+        detail = f"there are {len(directory.accounts)} accounts and {len(directory.weights)} weights: one for each"
+        errors.append(FieldError("/weights", "wrong_length", detail))
+    elif directory.weights and not any(directory.weights):
+        errors.append(FieldError("/weights", "all_zero", "at least one account needs a share"))
     if directory.schedule is not None and directory.interval_seconds is not None:
         errors.append(FieldError("/interval_seconds", "conflict", "there is a schedule; only one of them can be set"))
     if directory.retry_initial_seconds > directory.retry_max_seconds:

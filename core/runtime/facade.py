@@ -336,7 +336,7 @@ class RuntimeSettings(Protocol):
     async def update(
         self, changes: dict[str, Any], actor: Actor, *, if_match: Sequence[str] | None = None
     ) -> RuntimeSettingsView:
-        """Only names of the first group come here, with checked values. Raises PreconditionFailed."""
+        """Only names of the first group come here, in the right form. Raises PreconditionFailed, InvalidSettings."""
         ...
 
 

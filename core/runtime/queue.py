@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 
 from sqlmodel import Session
 
+from core.delivery import block_of
 from core.domain import cursor as cursors
 from core.domain.clock import Clock
 from core.domain.envelope import Envelope
 from core.domain.message import State, parse_message_id
-from core.domain.routing import Refusal
+from core.domain.routing import QUOTA, Refusal
 from core.errors import (
     DirectoryUnavailable,
     MessageError,
@@ -220,9 +221,19 @@ class Queue:
         route = self.outlets.route(inlet.directory, frozenset())
         if route.account is not None:
             return None, None
-        refusal = route.refusals[0] if route.refusals else None
-        quota = refusal is not None and self._code_of(refusal.account) == "quota_exceeded"
-        return refusal, WaitingFor.QUOTA if quota else WaitingFor.ACCOUNT_PAUSED
+        refusal = block_of(route)
+        return refusal, self._waits_for(refusal)
+
+    def own_block(
+        self, inlet: Inlet, entry: Entry, block: tuple[Refusal | None, WaitingFor | None]
+    ) -> tuple[Refusal | None, WaitingFor | None]:
+        """The directory's `block`, or that of the message alone: others' senders may have an account that works."""
+        own = inlet.cycle.blocked.get(entry.identity.name) if block[1] is None else None
+        return block if own is None else (own, self._waits_for(own))
+
+    def _waits_for(self, refusal: Refusal) -> WaitingFor:
+        quota = refusal.reason == QUOTA or self._code_of(refusal.account) == "quota_exceeded"
+        return WaitingFor.QUOTA if quota else WaitingFor.ACCOUNT_PAUSED
 
     def _code_of(self, account: str) -> str | None:
         try:
@@ -232,7 +243,7 @@ class Queue:
         return pause.code if pause is not None else None
 
     def _message(self, inlet: Inlet, entry: Entry, block: tuple[Refusal | None, WaitingFor | None]) -> QueuedMessage:
-        was, (refusal, waiting_for) = entry.sidecar, block
+        was, (refusal, waiting_for) = entry.sidecar, self.own_block(inlet, entry, block)
         problem = inlet.cycle.problems.get(entry.identity.name)
         if entry.state not in WAITS:
             refusal = waiting_for = None

@@ -56,12 +56,12 @@ class Reasons:
         return sorted(rows, key=lambda row: (-row.messages, row.text))
 
     def _reasons_of(self, inlet: Inlet, found: dict[_Key, _Reason]) -> None:
-        block, waiting_for = self.queue.block(inlet)
+        block = self.queue.block(inlet)
         try:
             inlet.spool.open()
             entries = inlet.spool.entries(WAITS | {State.HELD})
             for entry in entries:
-                key, blame, remedy = self._reason(inlet, entry, block, waiting_for)
+                key, blame, remedy = self._reason(inlet, entry, *self.queue.own_block(inlet, entry, block))
                 if key is None:
                     continue
                 reason = found.setdefault(key, _Reason(blame=blame, remedy=remedy))

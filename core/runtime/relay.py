@@ -55,7 +55,7 @@ from core.settings import Settings
 from core.spool.watch import Watcher
 from core.store import accounts as account_rows
 from core.store import directories as directory_rows
-from core.store import pauses, retention
+from core.store import pauses, retention, sender_routes
 from core.store.ledger import Health
 from core.store.store import Store
 from core.store.tables import REVISION
@@ -221,7 +221,7 @@ class Relay:
             self.queue, self.inlets, audit, Register("operation", keep, clock=clock), clock=clock
         )
         self.alerts = Alerts(self.inlets, self.outlets, self.queue, store, clock)
-        self.runtime_settings = RuntimeSettings(store, audit, settings)
+        self.runtime_settings = RuntimeSettings(store, audit, settings, self.apply_settings)
         configured: dict[str, Any] = {
             "clock": clock,
             "settings": settings,
@@ -239,11 +239,13 @@ class Relay:
                 account_rows.load(session, self.store.secrets),
                 directory_rows.load(session),
                 pauses.get(session, pauses.Place.RELAY),
+                sender_routes.load(session),
             )
 
-        accounts, directories, relay_pause = await self.store.read(load)
+        accounts, directories, relay_pause, routes = await self.store.read(load)
         for record in accounts:
             self.outlets.set(record.account, record.pause)
+        self.outlets.set_sender_routes(routes)
         self.inlets.restore_relay_pause(relay_pause)
         for record in directories:
             self.inlets.set(record.directory, record.pause)
@@ -287,6 +289,11 @@ class Relay:
             self.inlets.remove(name)
         else:
             self.inlets.set(record.directory, record.pause)
+
+    async def apply_settings(self) -> None:
+        """Settings of the service were changed: mail that waits may have another way now."""
+        self.outlets.set_sender_routes(await self.store.read(sender_routes.load))
+        self.inlets.wake_all()
 
     def _remember_account(self, name: str, pause: Pause | None) -> None:
         self._remember(pauses.Place.ACCOUNT, name, pause)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
 from sqlmodel import Session
 
+from core.domain.account import SenderRoute
+from core.errors import InvalidSettings
 from core.runtime.audit import Audit, difference
+from core.runtime.sender_rules import sender_route_rules
 from core.runtime.views import Actor, RuntimeSettingsView
 from core.settings import Settings
+from core.store import sender_routes
 from core.store import settings as rows
 from core.store.accounts import check_version
 from core.store.store import Store
@@ -20,10 +24,11 @@ VERSION_KEY = "store.settings_version"
 
 
 class RuntimeSettings:
-    """Over the store."""
+    """Over the store. `apply` is told of each change."""
 
-    def __init__(self, store: Store, audit: Audit, settings: Settings) -> None:
+    def __init__(self, store: Store, audit: Audit, settings: Settings, apply: Callable[[], Awaitable[None]]) -> None:
         self._store = store
+        self._apply = apply
         self._audit = audit
         self._settings = settings
 
@@ -36,28 +41,43 @@ class RuntimeSettings:
     ) -> RuntimeSettingsView:
         """Change what is named; None puts the default back. Without a difference nothing happens.
 
-        Raises PreconditionFailed.
+        Raises PreconditionFailed, InvalidSettings.
         """
+        changed = False
 
         def write(session: Session) -> RuntimeSettingsView:
+            nonlocal changed
             check_version(rows.get(session, VERSION_KEY) or 1, if_match)
             before = rows.load(session)
             wanted = {k: rows.DEFAULTS[k] if v is None else v for k, v in changes.items()}
+            if sender_routes.KEY in wanted:
+                _check_routes(session, sender_routes.of_stored(wanted[sender_routes.KEY]))
             after = rows.change(session, wanted)
-            if before != after:
+            changed = before != after
+            if changed:
                 rows.put(session, VERSION_KEY, (rows.get(session, VERSION_KEY) or 1) + 1)
                 self._audit.within(session, actor, "settings.change", "settings", difference(before, after))
             return self._view(session)
 
-        return await self._store.write(write)
+        view = await self._store.write(write)
+        if changed:
+            await self._apply()
+        return view
 
     def _view(self, session: Session) -> RuntimeSettingsView:
         present = rows.load(session)
         return RuntimeSettingsView(
             history_days=present["history_days"],
             version=str(rows.get(session, VERSION_KEY) or 1),
+            sender_routes=sender_routes.of_stored(present[sender_routes.KEY]),
             read_only={name: _shown(getattr(self._settings, name)) for name in type(self._settings).model_fields},
         )
+
+
+def _check_routes(session: Session, routes: Sequence[SenderRoute]) -> None:
+    errors = sender_route_rules(routes, sender_routes.unknown_accounts(session, routes))
+    if errors:
+        raise InvalidSettings(errors, remedy="GET /accounts lists the accounts; a sender is an address or an @domain")
 
 
 def _shown(value: object) -> object:

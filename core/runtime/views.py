@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Generic, Literal, TypeVar
 
-from core.domain.account import Account, Directory
+from core.domain.account import Account, Directory, SenderRoute
 from core.domain.message import State
 from core.domain.outcome import Blame, Outcome
 from core.domain.reply import Phase
@@ -73,7 +73,7 @@ class AccountView:
     password_changed_at: float | None
     created_at: float
     updated_at: float
-    used_by: tuple[str, ...]  # directories
+    used_by: tuple[str, ...]  # directories, and sender_routes/N
     pause: PauseView | None
     password_lost: bool = False  # the encryption key doesn't open it: it must be entered again
 
@@ -579,6 +579,7 @@ class RuntimeSettingsView:
     history_days: int
     version: str  # ETag
     read_only: dict[str, object]  # name -> value as it would be written in the TOML file; no secrets
+    sender_routes: tuple[SenderRoute, ...] = ()  # for all directories
 
 
 # --- the sandbox of `mpu serve --demo` -------------------------------------------------------------------------------

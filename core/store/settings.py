@@ -10,7 +10,7 @@ from core.store.tables import SettingRow
 
 DEFAULTS: dict[str, Any] = {
     "history_days": 90,  # what is older is deleted; 0 keeps nothing that is done, None keeps all
-    "sender_routes": [],  # core.domain.account.SenderRoute, as objects
+    "sender_routes": [],  # core.domain.account.SenderRoute, as objects (sender_routes.py)
 }
 _OWN = "store."
 

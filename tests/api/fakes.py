@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from core.domain.account import Account, Directory
+from core.domain.account import Account, Directory, SenderRoute
 from core.domain.message import State
 from core.domain.outcome import Blame, Outcome
 from core.domain.reply import Phase
@@ -331,15 +331,19 @@ class FakeAlerts:
 class FakeRuntimeSettings:
     def __init__(self) -> None:
         self.days = 90
+        self.routes: tuple[SenderRoute, ...] = ()
 
     async def get(self) -> RuntimeSettingsView:
-        return RuntimeSettingsView(self.days, str(self.days), {"port": 8025})
+        return RuntimeSettingsView(self.days, str(self.days), {"port": 8025}, self.routes)
 
     async def update(
         self, changes: dict[str, Any], actor: Actor, *, if_match: Sequence[str] | None = None
     ) -> RuntimeSettingsView:
         if "history_days" in changes:
             self.days = changes["history_days"] or 90
+        if "sender_routes" in changes:
+            rows = changes["sender_routes"] or []
+            self.routes = tuple(SenderRoute(tuple(row["senders"]), tuple(row["accounts"])) for row in rows)
         return await self.get()
 
 

@@ -330,10 +330,16 @@ async def test_health(nobody: httpx.AsyncClient, admin: httpx.AsyncClient, relay
 
 
 async def test_settings_of_the_service(admin: httpx.AsyncClient) -> None:
-    assert (await admin.get("/settings")).json() == {"history_days": 90, "read_only": {"port": 8025}}
+    assert (await admin.get("/settings")).json() == {
+        "history_days": 90,
+        "sender_routes": [],
+        "read_only": {"port": 8025},
+    }
     changed = await admin.patch("/settings", json={"history_days": 365})
     assert (changed.json()["history_days"], changed.headers["etag"]) == (365, '"365"')
     assert (await admin.patch("/settings", json={"history_days": None})).json()["history_days"] == 90
+    routes = [{"senders": ["@x.example"], "accounts": ["office"]}]
+    assert (await admin.patch("/settings", json={"sender_routes": routes})).json()["sender_routes"] == routes
     assert pointers(await admin.patch("/settings", json={"read_only": {}})) == {"/read_only": "read_only"}
     assert pointers(await admin.patch("/settings", json={"port": 1})) == {"/port": "unknown_field"}
 

@@ -1,0 +1,47 @@
+"""What lists of senders must be to be saved: an account's `senders`, and the sender routes of all directories."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from core.domain.account import SenderRoute
+from core.domain.address import AddressError
+from core.domain.senders import sender_entry
+from core.errors import FieldError
+
+
+def sender_rules(senders: Sequence[str], pointer: str) -> list[FieldError]:
+    """Each an address or an @domain, and none twice. `pointer`: of the list. Pure."""
+    errors, seen = [], set[str]()
+    for position, text in enumerate(senders):
+        try:
+            entry = sender_entry(text)
+        except AddressError as error:
+            errors.append(FieldError(f"{pointer}/{position}", "wrong_form", f"is no address and no @domain: {error}"))
+            continue
+        if entry in seen:
+            errors.append(FieldError(f"{pointer}/{position}", "twice", f"{text!r} is named before"))
+        seen.add(entry)
+    return errors
+
+
+def sender_route_rules(routes: Sequence[SenderRoute], unknown: Collection[str]) -> list[FieldError]:
+    """Of all routes; `unknown`: accounts that there aren't. Pure."""
+    errors: list[FieldError] = []
+    owner: dict[str, int] = {}
+    for number, route in enumerate(routes):
+        pointer = f"/sender_routes/{number}"
+        wrong = sender_rules(route.senders, f"{pointer}/senders")
+        errors += wrong
+        for position, text in enumerate(route.senders if not wrong else ()):
+            first = owner.setdefault(sender_entry(text), number)
+            if first != number:
+                detail = f"{text!r} has a route already: /sender_routes/{first}"
+                errors.append(FieldError(f"{pointer}/senders/{position}", "twice", detail))
+        for position, name in enumerate(route.accounts):
+            at = f"{pointer}/accounts/{position}"
+            if name in unknown:
+                errors.append(FieldError(at, "unknown_account", f"there is no account {name!r}"))
+            elif name in route.accounts[:position]:
+                errors.append(FieldError(at, "twice", f"{name!r} is named before"))
+    return errors

@@ -22,6 +22,7 @@ from api.routes import (
     history,
     messages,
     pauses,
+    presets,
     queue,
     sandbox,
     service,
@@ -32,6 +33,7 @@ from core.settings import Settings
 ROUTERS = (
     health.start_router,
     accounts.router,
+    presets.router,
     directories.router,
     pauses.router,
     queue.router,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
+from types import MappingProxyType
 from typing import Any
 
 from core.errors import FieldError, InvalidSettings, StateConflict
@@ -16,12 +17,17 @@ def too_busy() -> StateConflict:
     return StateConflict("others keep changing it", state="changing", remedy="repeat the call")
 
 
-def with_defaults(kind: type[Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A merge patch with the defaults in place of None. Raises InvalidSettings where there is none."""
-    defaults = {field.name: field.default for field in fields(kind)}
+def with_defaults(
+    kind: type[Any], changes: Mapping[str, Any], at: str = "", *, first: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """A merge patch with the defaults in place of None: `first`, then the kind's. `at`: the pointer of what is patched.
+
+    Raises InvalidSettings where there is none.
+    """
+    defaults = {field.name: field.default for field in fields(kind)} | dict(first)
     settings = {name: defaults[name] if value is None else value for name, value in changes.items()}
     wrong = [
-        FieldError(f"/{name}", "required", "has no default to go back to")
+        FieldError(f"{at}/{name}", "required", "has no default to go back to")
         for name, value in settings.items()
         if value is MISSING
     ]

@@ -208,8 +208,8 @@ async def _prepare(
         await _greet(connection, target, name)
         reached(Phase.EHLO, " ".join(sorted(connection.capabilities.extensions)))  # those in clear don't count
     if login_wanted(target):
-        await _log_in(connection, target, sock)
-        reached(Phase.AUTH, f"logged in as {target.username}")
+        method = await _log_in(connection, target, sock)
+        reached(Phase.AUTH, f"{target.username} with {method.value.upper()}")
     if connection.protocol.closed:
         raise ConnectFailed(Phase.AUTH, "closed", "the server closed the connection")
     connection.protocol.open()
@@ -249,7 +249,8 @@ async def _start_tls(connection: Connection, target: Target, context: ssl.SSLCon
     connection.protocol.tls_done()
 
 
-async def _log_in(connection: Connection, target: Target, sock: socket.socket) -> None:
+async def _log_in(connection: Connection, target: Target, sock: socket.socket) -> AuthMethod:
+    """The mechanism that was used. Raises ConnectFailed."""
     encrypted = connection.tls is not None
     if not encrypted and not target.allow_plaintext_login and not _is_loopback(sock):
         detail = "a login without TLS goes to this machine only, unless the account allows it"
@@ -274,17 +275,17 @@ async def _log_in(connection: Connection, target: Target, sock: socket.socket) -
             reply = await connection.command(Command.AUTH, line)
     reply = replace(reply, lines=tuple(map(login.without_secret, reply.lines)))
     tokens = target.token if method is AuthMethod.XOAUTH2 and target.token is not None else target.secret
-    if reply.severity == 2:
-        if tokens is not None:
-            tokens.accepted(secret)
-        return
     if reply.code == 535 and tokens is not None and tokens.refused(secret):
         connection.say_goodbye()
         raise _TokenRefused(Phase.AUTH, "login_refused", f"the server did not take the login ({method.value})", reply)
     if reply.severity == 3:
         raise ConnectFailed(Phase.AUTH, "protocol_error", "the server asks on and on in the login", reply)
-    code = "login_refused" if reply.severity == 5 else "login_deferred"
-    _refuse(connection, Phase.AUTH, code, f"the server did not take the login ({method.value})", reply)
+    if reply.severity != 2:
+        code = "login_refused" if reply.severity == 5 else "login_deferred"
+        _refuse(connection, Phase.AUTH, code, f"the server did not take the login ({method.value})", reply)
+    if tokens is not None:
+        tokens.accepted(secret)
+    return method
 
 
 async def _secret(target: Target, method: AuthMethod) -> str:

@@ -193,7 +193,8 @@ def _saved(
         return [account_rows.get(session, store.secrets, name) for name in directory.accounts]
 
     saved = store.read_now(read)
-    if with_passwords and any(record.password_lost for record in saved) and store.secret_error is not None:
+    lost = any(record.password_lost or record.oauth_lost for record in saved)
+    if with_passwords and lost and store.secret_error is not None:
         raise store.secret_error
     return directory, [(record.account, _operators(record.pause)) for record in saved]
 
@@ -222,6 +223,7 @@ def _send(job: Job, *, deferred_too: bool, as_json: bool) -> int:
 
 async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
     from core.runtime.process import process as one_pass
+    from core.runtime.tokens import forget, stored_in
     from core.store.ledger import Ledger
 
     stop = asyncio.Event()
@@ -241,6 +243,7 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
             job.accounts,
             clock=CLOCK,
             ledger=ledger,
+            remember=forget if job.store is None else stored_in(ledger, job.store.secrets),
             include_deferred=deferred_too,
             settings=job.settings,
             on_delivered=tell,

@@ -127,7 +127,12 @@ async def put_account(
     if body.name not in (None, name):
         raise InvalidSettings([FieldError("/name", "read_only", f"the path says {name!r}; a name never changes")])
     saved = await relay.accounts.replace(
-        body.value(name), actor, keep_password=body.keeps_password, if_match=if_match, check=check
+        body.value(name),
+        actor,
+        keep_password=body.keeps_password,
+        keep_oauth=body.keeps_oauth,
+        if_match=if_match,
+        check=check,
     )
     if saved.created:
         response.status_code = 201

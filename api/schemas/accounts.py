@@ -8,9 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from api.schemas.base import In, Name, Number, Out, Pause, Printable, Time, Word
+from api.schemas.oauth import OAuthPublic, OAuthShape, OAuthUpdate, oauth_typed
 from core.domain.account import Account, AuthMethod, FromPolicy, ReplyRule, Security
+from core.domain.oauth import SECRETS
 from core.domain.outcome import Blame
+from core.domain.presets import filled, host_needed
 from core.domain.reply import Phase
+from core.errors import FieldError, InvalidSettings
 from core.runtime.views import AccountView
 
 Host = Annotated[
@@ -19,7 +23,8 @@ Host = Annotated[
     Field(
         min_length=1,
         max_length=253,
-        description="Name or IP address of the SMTP server. A new host needs the password again.",
+        description="Name or IP address of the SMTP server; with a preset that has one it may be omitted. A new host "
+        "needs the password again.",
     ),
 ]
 Port = Annotated[
@@ -105,7 +110,10 @@ PlaintextLogin = Annotated[
 ]
 PresetName = Annotated[
     Literal["office365", "gmail", "google-relay", "ses", "azure", "smtp"],
-    Field(description="Whose defaults the settings that are not named take: see GET /account-presets. Default null."),
+    Field(
+        description="Whose values the settings take that are not named: see GET /account-presets. Changing it changes "
+        "nothing else, only what null in a PATCH goes back to. Default null."
+    ),
 ]
 PasswordFrom = Annotated[
     str,
@@ -171,10 +179,13 @@ ReplyRules = Annotated[
 Enabled = Annotated[bool, Field(description="false: nothing is sent through it. Default true.")]
 
 
-class AccountSettings(In):
-    """The settings of an account. What is omitted takes its default."""
+_OAUTH = "Log in with access tokens (XOAUTH2) instead of a password. Default null."
 
-    host: Host
+
+class AccountSettings(In):
+    """The settings of an account. What is omitted takes the preset's value, or the default."""
+
+    host: Host | None = None
     port: Port = 587
     security: SecurityWord = "starttls"
     auth: AuthWord = "auto"
@@ -193,6 +204,7 @@ class AccountSettings(In):
     enabled: Enabled = True
     preset: PresetName | None = None
     password_from: PasswordFrom | None = None
+    oauth: OAuthShape | None = Field(default=None, description=_OAUTH)
     senders: Senders = Field(default_factory=list, json_schema_extra={"default": []})
     messages_per_second: PerSecond | None = None
     messages_per_minute: PerMinute | None = None
@@ -202,8 +214,14 @@ class AccountSettings(In):
     reply_rules: ReplyRules = Field(default_factory=list, json_schema_extra={"default": []})
 
     def value(self, name: str) -> Account:
-        """As the relay's value."""
-        return account_value({**self.model_dump(), "name": name})
+        """As the relay's value. Raises InvalidSettings where neither this nor the preset names a host."""
+        named = _typed({**self.model_dump(exclude_unset=True), "name": name})
+        if named.get("host", "") is None:
+            del named["host"]
+        settings = filled(named)
+        if "host" not in settings:
+            raise InvalidSettings([FieldError("/host", "required", host_needed(self.preset))])
+        return Account(**settings)
 
 
 class AccountCreate(AccountSettings):
@@ -223,6 +241,11 @@ class AccountPut(AccountSettings):
     @property
     def keeps_password(self) -> bool:
         return "password" not in self.model_fields_set
+
+    @property
+    def keeps_oauth(self) -> list[str]:
+        """Secrets of `oauth` that are not named."""
+        return [] if self.oauth is None else [name for name in SECRETS if name not in self.oauth.model_fields_set]
 
 
 class AccountTry(AccountSettings):
@@ -253,6 +276,7 @@ class AccountUpdate(In):
     enabled: Enabled | None = None
     preset: PresetName | None = None
     password_from: PasswordFrom | None = None
+    oauth: OAuthUpdate | None = Field(default=None, description=f"{_OAUTH} A patch within the patch; null removes it.")
     senders: Senders | None = None
     messages_per_second: PerSecond | None = None
     messages_per_minute: PerMinute | None = None
@@ -262,8 +286,11 @@ class AccountUpdate(In):
     reply_rules: ReplyRules | None = None
 
     def changes(self) -> dict[str, Any]:
-        """What was named, in the relay's types."""
-        return _typed(self.model_dump(exclude_unset=True))
+        """What was named, in the relay's types; `oauth` as a dictionary of what was named of it."""
+        changes = _typed(self.model_dump(exclude_unset=True))
+        if changes.get("oauth") is not None:
+            changes["oauth"] = oauth_typed(changes["oauth"])
+        return changes
 
 
 class ReplyRulePublic(Out):
@@ -300,6 +327,7 @@ class AccountPublic(Out):
     enabled: bool
     preset: str | None
     password_from: str | None
+    oauth: OAuthPublic | None
     senders: list[str]
     messages_per_second: Number | None
     messages_per_minute: int | None
@@ -322,7 +350,7 @@ class AccountPublic(Out):
         account = view.account
         settings = {name: getattr(account, name) for name in cls.model_fields if hasattr(account, name)}
         return cls(
-            **settings,
+            **{**settings, "oauth": OAuthPublic.of(view)},
             password_set=view.password_set,
             password_changed_at=view.password_changed_at,
             password_lost=view.password_lost,
@@ -363,13 +391,17 @@ class TestMessagePublic(Out):
 class CheckStepPublic(Out):
     """One step of a check."""
 
-    step: str
+    step: str = Field(
+        description="Of an account: secret, dns, port, banner, tls, certificate, ehlo, extensions, extension_NAME (of "
+        "each that is missing), token, login, noop, send_as, as far as it came."
+    )
     ok: bool
     required: bool = Field(description="false: a failure costs speed or comfort, not mail.")
-    seconds: float
-    detail: str
-    cause: str
-    remedy: str
+    seconds: float = Field(description="How long it took.")
+    detail: str = Field(description="What was found, the server's words with it.")
+    code: str = Field(description="Where it is not ok, in one stable word, as `smtp_auth_off_for_mailbox`.")
+    cause: str = Field(description="Where it is not ok, the probable cause.")
+    remedy: str = Field(description="Where it is not ok, what to do.")
 
 
 class CheckPublic(Out):
@@ -379,14 +411,9 @@ class CheckPublic(Out):
     steps: list[CheckStepPublic]
 
 
-def account_value(settings: dict[str, Any]) -> Account:
-    """The relay's value of settings in words of the wire."""
-    return Account(**_typed(settings))
-
-
 def _reply_rules(rows: list[dict[str, Any]]) -> tuple[ReplyRule, ...]:
     return tuple(
-        ReplyRule(**{**row, "blame": Blame(row["blame"]), "phase": Phase(row["phase"]) if row["phase"] else None})
+        ReplyRule(**{**row, "blame": Blame(row["blame"]), "phase": Phase(row["phase"]) if row.get("phase") else None})
         for row in rows
     )
 

@@ -7,14 +7,15 @@ between; no transaction is open while the network is used. Without a difference 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sqlmodel import Session
 
 from core.domain.account import Account
 from core.domain.clock import Clock
+from core.domain.oauth import without_secrets
 from core.errors import (
     AlreadyExists,
     CheckFailed,
@@ -24,16 +25,28 @@ from core.errors import (
     PreconditionFailed,
     SecretKeyLost,
 )
-from core.runtime.account_rules import ca_file_rules, rules, target_rules
+from core.runtime import oauth_settings
+from core.runtime.account_rules import ca_file_rules, outside_rules, rules, target_rules
 from core.runtime.audit import MASK, Audit, difference
 from core.runtime.facade import Checks, Pauses, Saved
+from core.runtime.oauth_rules import oauth_rules
 from core.runtime.paging import page_of
 from core.runtime.saving import TRIES, too_busy, with_defaults
+from core.runtime.secret_sources import SecretSources
 from core.runtime.views import AccountView, Actor, CheckView, Page, PauseView
 from core.settings import Settings
 from core.store import accounts
 from core.store.accounts import AccountRecord, Password
 from core.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a save wants: `account` with all its secrets, and which of these change."""
+
+    account: Account
+    password: str | Password | None
+    oauth_secrets: Mapping[str, str | None]
 
 
 class Accounts:
@@ -57,6 +70,7 @@ class Accounts:
         self._pauses = pauses
         self._checks = checks
         self._apply = apply
+        self._outside = SecretSources(settings)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -68,28 +82,32 @@ class Accounts:
             page = page_of(records, lambda record: record.account.name, limit, cursor)
             return Page(tuple(self._view(session, record) for record in page.items), page.next)
 
-        return await self._store.read(read)
+        page = await self._store.read(read)
+        return Page(tuple([await self._looked_up(view) for view in page.items]), page.next)
 
     async def get(self, name: str) -> AccountView:
         """Raises NotFound."""
-        return await self._store.read(
-            lambda session: self._view(session, accounts.get(session, self._store.secrets, name))
+        return await self._looked_up(
+            await self._store.read(
+                lambda session: self._view(session, accounts.get(session, self._store.secrets, name))
+            )
         )
 
     async def value(self, name: str) -> Account:
-        """With its password. Raises NotFound, SecretKeyLost where the password doesn't open."""
+        """With its secrets. Raises NotFound, SecretKeyLost where they don't open."""
         record = await self._store.read(lambda session: accounts.get(session, self._store.secrets, name))
-        if record.password_lost:
+        if record.password_lost or record.oauth_lost:
+            what = "password" if record.password_lost else "OAuth secrets"
             raise SecretKeyLost(
-                f"the password of account {name!r} can't be read with this encryption key",
-                remedy="restore the key, or enter the password again",
+                f"the {what} of account {name!r} can't be read with this encryption key",
+                remedy=f"restore the key, or enter the {what} again",
             )
         return record.account
 
     def _view(self, session: Session, record: AccountRecord) -> AccountView:
         name = record.account.name
         return AccountView(
-            replace(record.account, password=None),
+            shown_account(record.account),
             str(record.version),
             record.password_set,
             record.password_changed_at,
@@ -98,7 +116,16 @@ class Accounts:
             tuple(accounts.used_by(session, name)),
             self._pause(name),
             record.password_lost,
+            record.oauth_set,
+            record.oauth_lost,
         )
+
+    async def _looked_up(self, view: AccountView) -> AccountView:
+        """`password_set` of a password that lies outside: whether it can be had now. No transaction is open."""
+        reference = view.account.password_from
+        if reference is None:
+            return view
+        return replace(view, password_set=await asyncio.to_thread(self._outside.readable, reference))
 
     def _pause(self, name: str) -> PauseView | None:
         try:
@@ -124,15 +151,18 @@ class Accounts:
         actor: Actor,
         *,
         keep_password: bool,
+        keep_oauth: Collection[str] = (),
         if_match: Sequence[str] | None = None,
         check: bool = False,
     ) -> Saved[AccountView]:
         """Create or replace. Raises PreconditionFailed, InvalidSettings, CheckFailed."""
 
-        def build(record: AccountRecord) -> tuple[Account, str | Password | None]:
+        def build(record: AccountRecord) -> Wanted:
+            oauth, secrets = oauth_settings.replaced(record.account.oauth, account.oauth, keep_oauth)
             if keep_password:
-                return replace(account, password=record.account.password), Password.KEEP
-            return account, account.password
+                kept = replace(account, password=record.account.password, oauth=oauth)
+                return Wanted(kept, Password.KEEP, secrets)
+            return Wanted(replace(account, oauth=oauth), account.password, secrets)
 
         for _ in range(TRIES):
             record = await self._find(account.name)
@@ -160,10 +190,14 @@ class Accounts:
     ) -> Saved[AccountView]:
         """Merge patch: None is the default. Raises NotFound, PreconditionFailed, InvalidSettings, CheckFailed."""
         settings = with_defaults(Account, changes)
+        patch = settings.pop("oauth", {})
 
-        def build(record: AccountRecord) -> tuple[Account, str | Password | None]:
-            account = replace(record.account, **settings)
-            return account, account.password if "password" in settings else Password.KEEP
+        def build(record: AccountRecord) -> Wanted:
+            oauth, secrets = oauth_settings.patched(record.account.oauth, patch)
+            account = replace(record.account, **settings, oauth=oauth)
+            if account.password_from is not None and "password_from" not in settings:
+                _require_password_again(record.account, account, "password_from")
+            return Wanted(account, account.password if "password" in settings else Password.KEEP, secrets)
 
         for _ in range(TRIES):
             record = await self._find(name)
@@ -205,22 +239,28 @@ class Accounts:
 
         view = await self._store.write(write)
         await self._apply(account.name)
-        return Saved(view, created=True, check=found)
+        return Saved(await self._looked_up(view), created=True, check=found)
 
     async def _change(
         self,
         before: AccountRecord,
-        build: Callable[[AccountRecord], tuple[Account, str | Password | None]],
+        build: Callable[[AccountRecord], Wanted],
         actor: Actor,
         if_match: Sequence[str] | None,
         check: bool,
     ) -> Saved[AccountView] | None:
         """None: somebody saved in between."""
         accounts.check_version(before.version, if_match)
-        account, password = build(before)
-        await self._examine(account, before.account)
+        wanted = build(before)
+        account, password = wanted.account, wanted.password
+        kept = oauth_settings.kept(before, wanted.oauth_secrets)
+        await self._examine(account, before.account, kept)
         if password is Password.KEEP and before.password_set:
             _require_password_again(before.account, account)
+            if before.password_lost and account.password_from is not None:
+                detail = 'a password is saved that no key opens: "password": null removes it'
+                raise InvalidSettings([FieldError("/password_from", "excludes_password", detail)])
+        oauth_settings.require_secrets_again(before, account, wanted.oauth_secrets)
         found = await self._checked(account) if check else None
         changed = False
 
@@ -229,12 +269,20 @@ class Accounts:
             present = accounts.get(session, self._store.secrets, account.name)
             if present.version != before.version:
                 return None
-            record = accounts.change(session, self._store.secrets, account, now=self._clock.now(), password=password)
+            record = accounts.change(
+                session,
+                self._store.secrets,
+                account,
+                now=self._clock.now(),
+                password=password,
+                oauth_secrets=wanted.oauth_secrets,
+            )
             changed = record.version != before.version
             if changed:
                 what = difference(_shown(before), _shown(record))
                 if _other_password(before, password):
                     what["password"] = [MASK if before.password_set else None, None if password is None else MASK]
+                what |= oauth_settings.other_secrets(before, record, wanted.oauth_secrets)
                 self._audit.within(session, actor, "account.update", account.name, what)
             return self._view(session, record)
 
@@ -244,7 +292,7 @@ class Accounts:
         if changed:
             await self._apply(account.name)
             view = replace(view, pause=self._pause(account.name))
-        return Saved(view, check=found)
+        return Saved(await self._looked_up(view), check=found)
 
     async def _checked(self, account: Account) -> CheckView:
         found = await self._checks.account(account)
@@ -257,20 +305,28 @@ class Accounts:
             )
         return found
 
-    async def _examine(self, account: Account, before: Account | None) -> None:
+    async def _examine(self, account: Account, before: Account | None, kept: Collection[str] = ()) -> None:
         errors = [*rules(account), *target_rules(account, self._settings, before)]
+        errors += oauth_rules(account, self._settings, before, kept)
         if account.tls_ca_file is not None and (before is None or account.tls_ca_file != before.tls_ca_file):
             errors += await asyncio.to_thread(ca_file_rules, account.tls_ca_file)
+        errors += await asyncio.to_thread(outside_rules, account, self._outside, before)
         if errors:
             raise InvalidSettings(errors)
 
 
-def _require_password_again(before: Account, after: Account) -> None:
+def shown_account(account: Account) -> Account:
+    """Without its secrets."""
+    oauth = None if account.oauth is None else without_secrets(account.oauth)
+    return replace(account, password=None, oauth=oauth)
+
+
+def _require_password_again(before: Account, after: Account, field: str = "password") -> None:
     """A password goes to where it was given for: who may only change settings must not learn it (design.md 8)."""
     moved = [name for name in ("host", "port") if getattr(before, name) != getattr(after, name)]
     if moved:
-        detail = f"a new {' and '.join(moved)} needs the password again (null removes it)"
-        raise InvalidSettings([FieldError("/password", "password_needed", detail)])
+        detail = f"a new {' and '.join(moved)} needs the {field} again (null removes it)"
+        raise InvalidSettings([FieldError(f"/{field}", "password_needed", detail)])
 
 
 def _other_password(before: AccountRecord, wanted: str | Password | None) -> bool:
@@ -282,7 +338,4 @@ def _shown(record: AccountRecord) -> dict[str, Any]:
     settings = asdict(record.account)
     del settings["name"]
     settings["password"] = MASK if record.password_set else None
-    if settings["oauth"] is not None:
-        for secret in ("client_secret", "refresh_token", "service_account_key"):
-            settings["oauth"][secret] = MASK if settings["oauth"][secret] else None
-    return settings
+    return oauth_settings.flat(settings, record)

@@ -19,6 +19,8 @@ from core.domain.reply import Reply
 from core.errors import FieldError, InvalidSettings, RelayError
 from core.runtime.audit import Audit
 from core.runtime.outlets import Outlets
+from core.runtime.secret_sources import SecretSources
+from core.runtime.tokens import Tokens
 from core.runtime.views import Actor, CheckStepView, CheckView, TestMessageView
 from core.spool.directory import DirectorySpool
 from core.transport.base import AccountUnavailable
@@ -35,21 +37,32 @@ class Checks:
     clock: Clock
     host_name: str
     allow_private_targets: bool = True
+    tokens: Tokens | None = None
+    outside: SecretSources | None = None
 
     async def account(self, account: Account) -> CheckView:
-        """Connect, TLS, login, NOOP with these settings, saved or not."""
+        """Every step of core/transport/check.py with these settings, saved or not."""
+        token = None if self.tokens is None else self.tokens.source(account)
         steps = tuple(
             CheckStepView(
                 step.name,
                 step.ok,
                 round(step.seconds, 4),
                 step.detail,
-                step.fault.code if step.fault is not None else "",
-                step.fault.remedy if step.fault is not None else "",
+                step.cause,
+                step.remedy,
+                step.required,
+                step.code,
             )
-            for step in await check(account, allow_private=self.allow_private_targets)
+            for step in await check(
+                account,
+                token,
+                secret=None if self.outside is None else self.outside.password_of(account),
+                allow_private=self.allow_private_targets,
+                now=self.clock.now(),
+            )
         )
-        return CheckView(all(step.ok for step in steps), steps)
+        return CheckView(all(step.ok for step in steps if step.required), steps)
 
     async def directory(self, directory: Directory) -> CheckView:
         """The tries of spool.md "Permissions" in this directory, saved or not."""
@@ -60,7 +73,7 @@ class Checks:
             try:
                 found = spool.check()
             except RelayError as error:
-                return [CheckStepView("open", False, 0.0, error.detail, error.code, error.remedy)]
+                return [CheckStepView("open", False, 0.0, error.detail, "", error.remedy, code=error.code)]
             finally:
                 spool.close()
             took = (time.perf_counter() - began) / max(len(found), 1)

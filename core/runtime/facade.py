@@ -7,7 +7,7 @@ a cursor that can't be read raises InvalidSettings with the pointer "query/curso
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -224,8 +224,9 @@ class Accounts(Protocol):
 
     `if_match`: versions of which one must be the saved one, "*" for any; None: no matter. Raises PreconditionFailed.
 
-    `password` in a change: absent keeps the saved one, None removes it. A check that fails saves nothing and raises
-    CheckFailed.
+    `password` in a change: absent keeps the saved one, None removes it. So with the secrets of `oauth`, which in a
+    change is a merge patch of its own; `keep_oauth` names those that a replacement did not name. A check that fails
+    saves nothing and raises CheckFailed.
     """
 
     async def list(self, limit: int, cursor: str | None) -> Page[AccountView]: ...
@@ -248,6 +249,7 @@ class Accounts(Protocol):
         actor: Actor,
         *,
         keep_password: bool,
+        keep_oauth: Collection[str] = (),
         if_match: Sequence[str] | None = None,
         check: bool = False,
     ) -> Saved[AccountView]: ...

@@ -23,6 +23,7 @@ from core.domain.outcome import Outcome
 from core.domain.routing import Refusal
 from core.runtime.outlets import Outlets
 from core.runtime.queue import shown
+from core.runtime.tokens import Remember, Tokens, forget
 from core.runtime.transports import transport_of
 from core.settings import Settings
 from core.slots import OpenMessages
@@ -59,20 +60,22 @@ async def process(
     clock: Clock,
     ledger: Ledger,
     settings: Settings,
+    remember: Remember = forget,
     include_deferred: bool = False,
     on_delivered: Callable[[Delivered], None] = lambda _: None,
     stop: asyncio.Event | None = None,
 ) -> Processed:
     """Send what is due in the directory, through its accounts; ends when nothing can go now, or on `stop`.
 
-    `accounts`: those that the directory names, with an operator's pause where there is one. Raises
-    DirectoryUnavailable.
+    `accounts`: those that the directory names, with an operator's pause where there is one. `remember` stores a
+    refresh token that changes. Raises DirectoryUnavailable.
     """
     stop = stop or asyncio.Event()
+    tokens = Tokens(settings, clock, remember)
     outlets = Outlets(
         clock=clock,
         chance=random.random,
-        make_transport=lambda account: transport_of(account, settings, clock),
+        make_transport=lambda account: transport_of(account, settings, clock, tokens),
         remember=lambda _name, _pause: None,
         on_open=lambda _name: None,
     )
@@ -116,6 +119,7 @@ async def process(
         await ledger.flush()
         paused = {name: outlets.pause_of(name) for name in outlets.names}
         await outlets.close()
+        await tokens.close()
         await asyncio.to_thread(cycle.close)
     result.stopped = stop.is_set()
     result.pauses = {name: pause for name, pause in paused.items() if pause is not None}

@@ -48,6 +48,8 @@ from core.runtime.queue import Queue
 from core.runtime.reasons import Reasons
 from core.runtime.runtime_settings import RuntimeSettings
 from core.runtime.sandbox import Sandbox
+from core.runtime.secret_sources import SecretSources
+from core.runtime.tokens import Tokens, stored_in
 from core.runtime.transports import transport_of
 from core.runtime.views import HealthPart, HealthView, VersionView
 from core.scheduler import Scheduler
@@ -170,10 +172,11 @@ class Relay:
         self.audit = Audit(store, clock=clock)
         self.keys = Keys(store, self.audit, clock=clock)
         self.history = History(store)
+        self.tokens = Tokens(settings, clock, stored_in(store.ledger, store.secrets))
         self.outlets = Outlets(
             clock=clock,
             chance=self._chance,
-            make_transport=lambda account: transport_of(account, settings, clock),
+            make_transport=lambda account: transport_of(account, settings, clock, self.tokens),
             remember=self._remember_account,
             on_open=lambda name: self.inlets.on_account(name),
         )
@@ -208,7 +211,15 @@ class Relay:
         settings, clock, audit = self.settings, self.clock, self.audit
         keep = Keep(settings.open_drains_max, settings.finished_kept, settings.finished_kept_seconds)
         self.pauses = Pauses(self.outlets, self.inlets, audit)
-        self.checks = Checks(self.outlets, audit, clock, self.host_name, settings.allow_private_targets)
+        self.checks = Checks(
+            self.outlets,
+            audit,
+            clock,
+            self.host_name,
+            settings.allow_private_targets,
+            self.tokens,
+            SecretSources(settings),
+        )
         self.queue = Queue(self.inlets, self.outlets, store, audit, clock, settings.max_header_bytes)
         self.reasons = Reasons(self.queue)
         self.messages = Messages(
@@ -447,6 +458,7 @@ class Relay:
                 await self.store.ledger.flush()
         await self.inlets.close()
         await self.outlets.close()
+        await self.tokens.close()
         if self.sandbox is not None:
             await self.sandbox.stop()
         await asyncio.to_thread(self.store.close, CLOSE_SECONDS)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from core.domain.account import Account
 from core.domain.clock import Clock
 from core.runtime.secret_sources import SecretSources
+from core.runtime.tokens import Tokens
 from core.settings import Settings
 from core.smtp.dialogue import Timeouts
 from core.transport.smtp import SmtpTransport
 
 
-def transport_of(account: Account, settings: Settings, clock: Clock) -> SmtpTransport:
+def transport_of(account: Account, settings: Settings, clock: Clock, tokens: Tokens) -> SmtpTransport:
     """A way out that nothing has used yet."""
     timeouts = Timeouts(
         banner_seconds=settings.smtp_banner_timeout_seconds,
@@ -27,6 +28,7 @@ def transport_of(account: Account, settings: Settings, clock: Clock) -> SmtpTran
         account,
         clock=clock,
         timeouts=timeouts,
+        token=tokens.source(account),
         secret=SecretSources(settings).password_of(account),
         allow_private=settings.allow_private_targets,
     )

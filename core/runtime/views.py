@@ -65,7 +65,7 @@ class PauseView:
 
 @dataclass(frozen=True, slots=True)
 class AccountView:
-    """A saved account. `account.password` is always None here."""
+    """A saved account. Its secrets are always None here."""
 
     account: Account
     version: str  # its ETag, without quotes
@@ -76,6 +76,8 @@ class AccountView:
     used_by: tuple[str, ...]  # directories, and sender_routes/N
     pause: PauseView | None
     password_lost: bool = False  # the encryption key doesn't open it: it must be entered again
+    oauth_set: tuple[str, ...] = ()  # which secrets of `account.oauth` there are
+    oauth_lost: bool = False  # as password_lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,13 +481,14 @@ class OperationView:
 class CheckStepView:
     """One thing that was tried. `required` False: a failure costs speed or comfort, not mail."""
 
-    step: str  # dns, connect, tls, ehlo, login, noop / list, create, rename, unlink, sync, lease, ...
+    step: str  # dns, port, banner, tls, ..., login, noop, send_as / list, create, rename, unlink, sync, lease, ...
     ok: bool
     seconds: float
     detail: str = ""
-    cause: str = ""
+    cause: str = ""  # in plain words
     remedy: str = ""
     required: bool = True
+    code: str = ""  # stable
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ import structlog
 from core.domain.account import OAuth
 from core.domain.clock import Clock
 from core.domain.oauth import MINUTE, Granted
-from core.smtp.dialogue import TokenFailed
+from core.domain.reply import Phase
+from core.smtp.dialogue import ConnectFailed, TokenFailed
 
 AHEAD_SECONDS = 300.0  # a token is renewed so long before its end, or at the last fifth of a short life
 AHEAD_SHARE = 0.2
@@ -64,6 +65,10 @@ class TokenSource:
             return await asyncio.shield(task)
         except TokenFailed as failed:
             raise failed.copy() from None
+        except asyncio.CancelledError:
+            if task.cancelled():  # by close(), not the caller
+                raise ConnectFailed(Phase.LOCAL, "closed", "the service is stopping") from None
+            raise
 
     def refused(self, token: str) -> bool:
         """The server answered 535 to it. True: try once more, with the next."""

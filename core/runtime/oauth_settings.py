@@ -1,0 +1,81 @@
+"""The `oauth` of an account in a save: what a patch or a replacement makes of it, and which of its secrets change."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+from core.domain.account import Account, OAuth
+from core.domain.oauth import SECRETS
+from core.errors import FieldError, InvalidSettings
+from core.runtime.audit import MASK
+from core.runtime.saving import with_defaults
+from core.store.accounts import AccountRecord
+
+Secrets = Mapping[str, str | None]  # those that change; None removes one
+_GOES_TO = ("host", "port")  # of the account: who gets the access token
+_ASKED_AT = ("provider", "tenant", "client_id", "token_url")  # of its oauth: who gets the secrets
+
+
+def patched(present: OAuth | None, patch: Mapping[str, Any] | None) -> tuple[OAuth | None, Secrets]:
+    """RFC 7396: None removes the whole; a member that is None takes its default. Raises InvalidSettings."""
+    if patch is None:
+        return None, {}
+    fields = with_defaults(OAuth, patch, "/oauth")
+    secrets = {name: fields[name] for name in SECRETS if name in fields}
+    if present is not None:
+        return replace(present, **fields), secrets
+    if not fields:
+        return None, {}
+    absent = [name for name in ("provider", "grant") if name not in fields]
+    if absent:
+        raise InvalidSettings([FieldError(f"/oauth/{name}", "required", "is needed") for name in absent])
+    return OAuth(**fields), secrets
+
+
+def replaced(present: OAuth | None, wanted: OAuth | None, keep: Collection[str]) -> tuple[OAuth | None, Secrets]:
+    """The wanted settings; of the present ones only the secrets that are named in `keep`."""
+    if wanted is None:
+        return None, {}
+    secrets = {name: getattr(wanted, name) for name in SECRETS if name not in keep}
+    if present is not None:
+        wanted = replace(wanted, **{name: getattr(present, name) for name in SECRETS if name in keep})
+    return wanted, secrets
+
+
+def kept(before: AccountRecord, secrets: Secrets) -> set[str]:
+    """Secrets that are there and stay, whether they can be read or not."""
+    if before.oauth_lost and secrets:  # sealed as one: what is not given again is gone
+        return set()
+    return set(before.oauth_set) - set(secrets)
+
+
+def require_secrets_again(before: AccountRecord, after: Account, secrets: Secrets) -> None:
+    """Secrets go to where they were given for, and so does what they give access to. Raises InvalidSettings."""
+    was, now = before.account.oauth, after.oauth
+    if was is None or now is None:
+        return
+    moved = [name for name in _GOES_TO if getattr(before.account, name) != getattr(after, name)]
+    moved += [f"oauth.{name}" for name in _ASKED_AT if getattr(was, name) != getattr(now, name)]
+    names = sorted(kept(before, secrets))
+    if moved and names:
+        detail = f"a new {' and '.join(moved)} needs it again (null removes it)"
+        raise InvalidSettings([FieldError(f"/oauth/{name}", "secret_needed", detail) for name in names])
+
+
+def flat(settings: dict[str, Any], record: AccountRecord) -> dict[str, Any]:
+    """For the audit: `oauth` as fields of its own, its secrets masked."""
+    oauth = settings.pop("oauth") or {}
+    fields = {f"oauth.{name}": value for name, value in oauth.items() if name not in SECRETS}
+    masks = {f"oauth.{name}": MASK for name in record.oauth_set}
+    return {**settings, **fields, **masks}
+
+
+def other_secrets(before: AccountRecord, after: AccountRecord, secrets: Secrets) -> dict[str, list[Any]]:
+    """For the audit: secrets that were there and have another value now, which the masks don't show."""
+    names = [name for name in secrets if name in before.oauth_set and name in after.oauth_set]
+    was, now = before.account.oauth, after.account.oauth
+    return {
+        f"oauth.{name}": [MASK, MASK] for name in names if before.oauth_lost or getattr(was, name) != getattr(now, name)
+    }

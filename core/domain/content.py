@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 
 from core.domain.account import FromPolicy
+from core.domain.address import Mailbox, parse_mailbox
 from core.domain.address_list import parse_address_list
 from core.domain.encoded_word import encode_field
 from core.domain.header import Field, Header
@@ -45,10 +46,34 @@ class FromRewrite:
     policy: FromPolicy
 
 
-def is_signed(header: Header) -> bool:
-    """DKIM, S/MIME or PGP/MIME: no octet of the body may change."""
+def from_rewrite(header: Header, address: str | None, policy: FromPolicy) -> FromRewrite | None:
+    """What the account's `from_policy` asks of this header; None: nothing, as where its address is the From already.
+
+    The From and its Sender name who sends, so both give way to the account's address. The writer's display name stays.
+    With reply_to the writer's From becomes Reply-To, unless there is one. Resent fields tell of earlier journeys and
+    stay. A DKIM signature covers From (RFC 6376 section 5.4): it would be broken, and leaves; S/MIME and PGP cover the
+    body, which stays as it is. Raises AddressError where `address` is no mailbox.
+    """
+    if not address or policy is FromPolicy.KEEP:
+        return None
+    own = parse_mailbox(address)
+    senders = [*header.by_name.get(b"from", ()), *header.by_name.get(b"sender", ())]
+    if b"from" in header.by_name and all(_names_only(header.value(field), own) for field in senders):
+        return None
+    return FromRewrite(str(own), policy)
+
+
+def _names_only(value: bytes, own: Mailbox) -> bool:
+    entries = parse_address_list(value)
+    return len(entries) == 1 and entries[0].mailbox is not None and entries[0].mailbox.key == own.key
+
+
+def is_signed(header: Header, *, without_dkim: bool = False) -> bool:
+    """DKIM, S/MIME or PGP/MIME: no octet of the body may change. `without_dkim`: that signature leaves the mail."""
+    if b"dkim-signature" in header.by_name and not without_dkim:
+        return True
     content_type = header.first(b"content-type")
-    return b"dkim-signature" in header.by_name or bool(content_type and _SIGNED_TYPE.match(content_type))
+    return bool(content_type and _SIGNED_TYPE.match(content_type))
 
 
 def only_hidden_recipients(header: Header) -> bool:
@@ -67,7 +92,7 @@ def edit_header(
 ) -> bytes:
     """The header block as it is sent, with CRLF line ends and the blank line.
 
-    `date`, `message_id`: added where missing.
+    `date`, `message_id`: added where missing. `from_rewrite`: what the function of that name gave.
     `undisclosed`: add `To: undisclosed-recipients:;` in place of To and Cc fields that name nobody.
     `transfer_encoding`: replaces Content-Transfer-Encoding. What a DKIM signature says to be absent is not added.
     """
@@ -81,7 +106,7 @@ def edit_header(
     if undisclosed:
         leaving = leaving + by_name.get(b"to", []) + by_name.get(b"cc", [])
         added.append(b"To: undisclosed-recipients:;\r\n")
-    if added and b"dkim-signature" in by_name:
+    if added and b"dkim-signature" in by_name and from_rewrite is None:
         signed = _signed_names(header)
         added = [line for line in added if line.partition(b":")[0].lower() not in signed]
     if transfer_encoding is not None:
@@ -89,9 +114,10 @@ def edit_header(
         if b"mime-version" not in by_name:
             added.append(b"MIME-Version: 1.0\r\n")
         added.append(b"Content-Transfer-Encoding: %s\r\n" % transfer_encoding)
-    if from_rewrite is not None and from_rewrite.policy is not FromPolicy.KEEP:
-        leaving = leaving + by_name.get(b"from", [])
-        added += _rewritten_from(header, from_rewrite)
+    if from_rewrite is not None:
+        for name in (b"from", b"sender", b"dkim-signature"):
+            leaving = leaving + by_name.get(name, [])
+        added += rewritten_from(header, from_rewrite)
     kept = _without(header.data, leaving)
     return b"".join((kept, *added, b"\r\n"))
 
@@ -118,14 +144,15 @@ def _signed_names(header: Header) -> set[bytes]:
     return names
 
 
-def _rewritten_from(header: Header, rewrite: FromRewrite) -> list[bytes]:
-    """From with the account's address and the writer's display name; Reply-To where the policy says so."""
+def rewritten_from(header: Header, rewrite: FromRewrite) -> list[bytes]:
+    """The lines of From, with the account's address and the writer's name, and of Reply-To where the policy says so."""
     value = header.first(b"from") or b""
     entries = parse_address_list(value)
     display = entries[0].display.encode("utf-8", "surrogateescape") if len(entries) == 1 else b""
     address = rewrite.address.encode()
     added = [b"From: %s <%s>\r\n" % (display, address) if display else b"From: %s\r\n" % address]
-    if rewrite.policy is FromPolicy.REPLY_TO and value and b"reply-to" not in header.by_name:
+    own = _names_only(value, parse_mailbox(rewrite.address))
+    if rewrite.policy is FromPolicy.REPLY_TO and value and not own and b"reply-to" not in header.by_name:
         field = header.by_name[b"from"][0]
         added.append(b"Reply-To: %s\r\n" % header.data[field[2] : field[3]].strip())
     return added

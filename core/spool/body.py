@@ -14,10 +14,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.domain.account import DotStuffing, FromPolicy
-from core.domain.address import parse_mailbox
 from core.domain.content import (
     BodyFacts,
     BodyScanner,
@@ -26,13 +25,14 @@ from core.domain.content import (
     encode_header,
     end_of_stuffed,
     fold_header,
+    from_rewrite,
     has_long_line,
     is_signed,
     only_hidden_recipients,
     scan_body,
 )
 from core.domain.encoded_word import decode_words
-from core.domain.envelope import Envelope, envelope_of
+from core.domain.envelope import Envelope, envelope_of, rewrite_sender
 from core.domain.header import Header, Layout, find_header, split_header
 from core.domain.recode import survey
 from core.errors import MessageRefused, MessageRejected
@@ -143,9 +143,10 @@ class FileContent:
         size = self._source.size
         transfer_encoding: bytes | None = None
         if facts.long_line or facts.has_nul or (facts.eight_bit and not eight_bit_allowed):
-            if is_signed(self._header):
+            if is_signed(self._header, without_dkim=self._rewrite is not None):
                 raise MessageRejected("5.6.3", "the body would have to be re-encoded, which breaks its signature")
-            pieces = recoded = _RecodedPieces(self._source, self._header, seven_bit=not eight_bit_allowed)
+            header = self._header if self._rewrite is None else _without_dkim(self._header)
+            pieces = recoded = _RecodedPieces(self._source, header, seven_bit=not eight_bit_allowed)
             size, transfer_encoding = recoded.size, recoded.transfer_encoding
         head = edit_header(
             self._header,
@@ -155,12 +156,18 @@ class FileContent:
             undisclosed=self._undisclosed,
             transfer_encoding=transfer_encoding,
         )
-        signed = b"dkim-signature" in self._header.by_name
+        signed = b"dkim-signature" in self._header.by_name and self._rewrite is None
         if not head.isascii() and not (smtputf8_allowed and (self.smtputf8 or self.header_utf8)):
             head = _without_raw_octets(head, signed=signed, eight_bit_allowed=eight_bit_allowed)
         if has_long_line(head):
             head = fold_header(head, signed=signed)
         return FileBody(len(head) + size, self._source.file, head, pieces)
+
+
+def _without_dkim(header: Header) -> Header:
+    """As it reads once that signature has left the mail."""
+    by_name = {name: fields for name, fields in header.by_name.items() if name != b"dkim-signature"}
+    return replace(header, by_name=by_name)
 
 
 def _without_raw_octets(head: bytes, *, signed: bool, eight_bit_allowed: bool) -> bytes:
@@ -213,13 +220,14 @@ class Prepared:
 
         `exclude`: mailboxes of the envelope that this attempt doesn't send to.
         """
-        rewrite = None
-        if from_address and from_policy is not FromPolicy.KEEP:
-            rewrite = FromRewrite(str(parse_mailbox(from_address)), from_policy)
-        header = self.header
+        header, envelope = self.header, self.envelope
         raw_header = not header.data.isascii()
-        envelope = self.envelope
-        smtputf8 = not envelope.sender.isascii()
+        rewrite, sender = None, envelope.sender
+        if from_address and from_policy is not FromPolicy.KEEP:
+            rewrite = from_rewrite(header, from_address, from_policy)
+            sender = rewrite_sender(envelope, from_address, from_policy).sender
+            raw_header = raw_header or (rewrite is not None and not rewrite.address.isascii())
+        smtputf8 = not sender.isascii()
         for recipient in () if smtputf8 else envelope.recipients:
             mailbox = recipient.mailbox
             if not mailbox.isascii() and mailbox not in exclude:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from core.domain.account import DotStuffing, FromPolicy
+from core.domain.envelope import rewrite_sender
 from core.errors import MessageChanged, MessageRefused, MessageRejected
 from core.spool.body import FileContent, Prepared, prepare
 
@@ -270,6 +271,41 @@ def test_the_account_may_take_the_from(mails: Mails) -> None:
     prepared = mails.prepare(HEAD + b"\r\nx\r\n")
     sent = octets(content(prepared, from_address="acc@x", from_policy=FromPolicy.REPLY_TO))
     assert sent == HEAD.replace(b"From: a@b\r\n", b"") + b"From: acc@x\r\nReply-To: a@b\r\n\r\nx\r\n"
+
+
+def test_mail_whose_signature_leaves_with_its_from_may_be_re_encoded(mails: Mails) -> None:
+    raw = b"DKIM-Signature: h=From; b=x\r\n" + HEAD + b"\r\nf\xc3\xbcr\r\n"
+    prepared = mails.prepare(raw)
+    with pytest.raises(MessageRejected, match="signature"):
+        octets(content(prepared), eight_bit_allowed=False)
+    with pytest.raises(MessageRejected, match="signature"):  # its own address: the signature holds, and stays
+        octets(content(prepared, from_address="a@B", from_policy=FromPolicy.REPLACE), eight_bit_allowed=False)
+    rewritten = content(prepared, from_address="acc@x", from_policy=FromPolicy.REPLACE)
+    assert octets(rewritten, eight_bit_allowed=False) == (
+        HEAD.replace(b"From: a@b\r\n", b"")
+        + b"MIME-Version: 1.0\r\nContent-Transfer-Encoding: quoted-printable\r\nFrom: acc@x\r\n\r\nf=C3=BCr\r\n"
+    )
+    assert octets(rewritten) == HEAD.replace(b"From: a@b\r\n", b"") + b"From: acc@x\r\n\r\nf\xc3\xbcr\r\n"
+
+
+def test_smtputf8_is_needed_for_the_address_that_is_sent_not_for_the_one_it_replaces(mails: Mails) -> None:
+    prepared = mails.prepare("X-Sender: jörg@b\nX-Receiver: c@d\nFrom: a@b\n\nx".encode())
+    assert content(prepared).smtputf8
+    assert not content(prepared, from_address="acc@x", from_policy=FromPolicy.REPLACE).smtputf8
+    prepared = mails.prepare(HEAD + b"\r\nx\r\n")
+    taken = content(prepared, from_address="jörg@bücher.example", from_policy=FromPolicy.REPLY_TO)
+    assert (taken.smtputf8, taken.header_utf8, taken.eight_bit) == (True, True, True)
+    sent = b"".join(taken.body(eight_bit_allowed=True, smtputf8_allowed=True).chunks())
+    assert "From: jörg@xn--bcher-kva.example\r\nReply-To: a@b\r\n".encode() in sent
+
+
+def test_the_null_sender_stays_and_the_header_is_the_accounts_all_the_same(mails: Mails) -> None:
+    prepared = mails.prepare(b"X-Sender: <>\nX-Receiver: c@d\nFrom: Robot <a@b>\nTo: c@d\n\nx\n")
+    assert rewrite_sender(prepared.envelope, "acc@x", FromPolicy.REPLY_TO).sender == ""
+    sent = octets(content(prepared, from_address="acc@x", from_policy=FromPolicy.REPLY_TO))
+    assert sent == (
+        b"To: c@d\r\nDate: now\r\nMessage-ID: <new@x>\r\nFrom: Robot <acc@x>\r\nReply-To: Robot <a@b>\r\n\r\nx\r\n"
+    )
 
 
 def test_what_people_are_told(mails: Mails) -> None:

@@ -14,11 +14,11 @@ from core.domain.content import (
     BodyFacts,
     BodyNormaliser,
     BodyScanner,
-    FromRewrite,
     edit_header,
     encode_header,
     end_of_stuffed,
     fold_header,
+    from_rewrite,
     has_long_line,
     is_signed,
     scan_body,
@@ -171,6 +171,37 @@ def test_nothing_is_added_that_a_signature_says_is_absent() -> None:
     ("header", "policy", "sent"),
     [
         (b"From: a@b\n", FromPolicy.REPLACE, b"From: acc@x\r\n\r\n"),
+        (b"X: 1\nFrom: a@b\nTo: c@d\n", FromPolicy.REPLACE, b"X: 1\r\nTo: c@d\r\nFrom: acc@x\r\n\r\n"),
+        (b"From: =?utf-8?Q?J=C3=B6?= <a@b>\n", FromPolicy.REPLACE, b"From: =?utf-8?Q?J=C3=B6?= <acc@x>\r\n\r\n"),
+        (b"From: J\xc3\xb6 <a@b>\n", FromPolicy.REPLACE, b"From: J\xc3\xb6 <acc@x>\r\n\r\n"),
+        (b"From: nobody\n", FromPolicy.REPLACE, b"From: acc@x\r\n\r\n"),
+        (b"To: c@d\n", FromPolicy.REPLY_TO, b"To: c@d\r\nFrom: acc@x\r\n\r\n"),
+        # folded fields go whole
+        (
+            b"From: Me\n <a@b>\nTo: c@d\n",
+            FromPolicy.REPLY_TO,
+            b"To: c@d\r\nFrom: Me <acc@x>\r\nReply-To: Me\r\n <a@b>\r\n\r\n",
+        ),
+        # the account's own address stays as it was written, whatever its case
+        (b"From: Shop <acc@X>\n", FromPolicy.REPLACE, b"From: Shop <acc@X>\r\n\r\n"),
+        (b"From: acc@x\nSender: acc@x\n", FromPolicy.REPLY_TO, b"From: acc@x\r\nSender: acc@x\r\n\r\n"),
+        (b"From: Acc@x\n", FromPolicy.REPLY_TO, b"From: acc@x\r\nReply-To: Acc@x\r\n\r\n"),
+        (b"From: acc@x, a@b\n", FromPolicy.REPLACE, b"From: acc@x\r\n\r\n"),
+        # who sends is the account, not the Sender
+        (b"From: Me <a@b>\nSender: s@b\n", FromPolicy.REPLACE, b"From: Me <acc@x>\r\n\r\n"),
+        (b"Sender: s@b\nFrom: Me <acc@x>\n", FromPolicy.REPLY_TO, b"From: Me <acc@x>\r\n\r\n"),
+        (b"From: a@b, c@d\nSender: a@b\n", FromPolicy.REPLY_TO, b"From: acc@x\r\nReply-To: a@b, c@d\r\n\r\n"),
+        (b"From: a@b\nSender: s@b\n", FromPolicy.KEEP, b"From: a@b\r\nSender: s@b\r\n\r\n"),
+        # resent fields tell of an earlier journey
+        (
+            b"Resent-From: r@b\nResent-To: t@b\nFrom: a@b\n",
+            FromPolicy.REPLACE,
+            b"Resent-From: r@b\r\nResent-To: t@b\r\nFrom: acc@x\r\n\r\n",
+        ),
+        # a signature that would be broken leaves; one that holds stays
+        (b"DKIM-Signature: h=From;\n b=x\nFrom: a@b\n", FromPolicy.REPLACE, b"From: acc@x\r\n\r\n"),
+        (b"DKIM-Signature: b=x\nFrom: acc@x\n", FromPolicy.REPLACE, b"DKIM-Signature: b=x\r\nFrom: acc@x\r\n\r\n"),
+        (b"DKIM-Signature: b=x\nFrom: a@b\n", FromPolicy.KEEP, b"DKIM-Signature: b=x\r\nFrom: a@b\r\n\r\n"),
         (b'From: "Doe, J" <a@b>\n', FromPolicy.REPLACE, b'From: "Doe, J" <acc@x>\r\n\r\n'),
         (b"From: a@b, c@d\n", FromPolicy.REPLACE, b"From: acc@x\r\n\r\n"),
         (b"From: a@b\nFrom: c@d\n", FromPolicy.REPLACE, b"From: acc@x\r\n\r\n"),
@@ -180,7 +211,15 @@ def test_nothing_is_added_that_a_signature_says_is_absent() -> None:
     ],
 )
 def test_the_from_policy(header: bytes, policy: FromPolicy, sent: bytes) -> None:
-    assert edit_header(split_header(header), from_rewrite=FromRewrite("acc@x", policy)) == sent
+    fields = split_header(header)
+    assert edit_header(fields, from_rewrite=from_rewrite(fields, "acc@x", policy)) == sent
+
+
+def test_date_and_message_id_are_added_to_mail_whose_signature_leaves() -> None:
+    header = split_header(b"DKIM-Signature: h=From:Date:Message-ID; b=x\nFrom: a@b\n")
+    rewrite = from_rewrite(header, "acc@x", FromPolicy.REPLACE)
+    sent = edit_header(header, date="now", message_id="<x@y>", from_rewrite=rewrite)
+    assert sent == b"Date: now\r\nMessage-ID: <x@y>\r\nFrom: acc@x\r\n\r\n"
 
 
 @pytest.mark.parametrize(
@@ -198,6 +237,7 @@ def test_the_from_policy(header: bytes, policy: FromPolicy, sent: bytes) -> None
 )
 def test_signed_mail_is_recognised(header: bytes, signed: bool) -> None:
     assert is_signed(split_header(header)) is signed
+    assert is_signed(split_header(header), without_dkim=True) is (signed and b"DKIM" not in header)
 
 
 def test_long_header_lines_are_folded_at_white_space() -> None:

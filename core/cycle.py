@@ -22,9 +22,10 @@ import structlog
 from core.delivery import Delivered, Outlets, block_of
 from core.domain.account import Directory
 from core.domain.clock import Clock
+from core.domain.limits import PATIENCE_SECONDS
 from core.domain.message import State
 from core.domain.outcome import Outcome
-from core.domain.routing import Refusal
+from core.domain.routing import QUOTA, Refusal
 from core.errors import (
     DirectoryUnavailable,
     MessageBusy,
@@ -47,6 +48,7 @@ RETRY_MAX = 200_000  # names that wait for their time in memory; the others are 
 OFFERED_MAX = 100_000  # names that wait for a slot, likewise
 CONTENDED_SECONDS = 1.0  # until a name that somebody else holds is looked at again
 LOST_SECONDS = 30.0  # until a directory that can't be reached is looked for again, whatever its interval
+ROUNDING_SECONDS = 0.002  # by which a timer may be early
 STORAGE_SECONDS = 15.0  # until a directory without room, or one whose outcomes can't be recorded, is tried again
 
 
@@ -150,6 +152,7 @@ class Cycle:
         self._look_ahead = look_ahead
         self._unsettled = 0  # messages that are worked on and not with the ledger yet
         self._slot_freed = asyncio.Event()
+        self._nudged = asyncio.Event()
         self._offered: dict[bytes, bool] = {}  # names that wait for a slot, and whether their event was seen
         self._scan_batch = scan_batch
         self._on_delivered = on_delivered
@@ -270,10 +273,29 @@ class Cycle:
         if block is None and self._unsettled >= self._look_ahead and name not in self._working:
             await self._free_slot()
             block = self._block()  # time has passed
+        while block is not None and block.reason == QUOTA and not ended() and await self._soon(block):
+            block = self._block()
         if block is not None:
             run.report.blocked[block] += 1
         elif not ended():
             run.follow(name, self._working.get(name) or self._start(name, event_seen=False))
+            if self._outlets.limited:
+                await asyncio.sleep(0)  # it takes its room before the next one asks whether there is any
+
+    async def _soon(self, block: Refusal) -> bool:
+        """Wait until the account has room again, if that is in a moment; without opening anything meanwhile."""
+        seconds = PATIENCE_SECONDS + 1 if block.until is None else block.until - self._clock.now()
+        if seconds > PATIENCE_SECONDS:
+            return False
+        self._nudged.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(seconds, 0.0) + ROUNDING_SECONDS):
+                await self._nudged.wait()
+        return True
+
+    def nudge(self) -> None:
+        """An account may be used again."""
+        self._nudged.set()
 
     async def _free_slot(self) -> None:
         while self._unsettled >= self._look_ahead:
@@ -511,6 +533,7 @@ class Cycle:
     def begin_stop(self) -> None:
         """Start nothing more."""
         self._stopping = True
+        self.nudge()
         if self._timer is not None:
             self._timer.cancel()
 

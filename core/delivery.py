@@ -72,6 +72,22 @@ _LAST_SECOND = 253_402_300_799  # of the year 9999: file systems know later ones
 READ_INLINE_BYTES = 1 << 18  # larger files are read in a thread
 
 
+class Quota(Protocol):
+    """What holds an account back: its limits, or its server."""
+
+    def reserve(self, recipients: int) -> Any:
+        """Room for a message with so many recipients, or fewer: `recipients` of what is given."""
+        ...
+
+    async def turn(self, room: Any) -> bool:
+        """Wait in line. False: the service stops, nothing more is sent."""
+        ...
+
+    def settle(self, room: Any, recipients: int) -> None:
+        """So many of them were sent to, or may have been."""
+        ...
+
+
 class Passage(Protocol):
     """One message's way through an account, with the settings it set out with."""
 
@@ -81,9 +97,19 @@ class Passage(Protocol):
     @property
     def transport(self) -> Transport: ...
 
+    @property
+    def quota(self) -> Quota | None:
+        """None: nothing holds the account back."""
+        ...
+
 
 class Outlets(Protocol):
     """The accounts as delivery sees them: which may be used now, and what became of using one."""
+
+    @property
+    def limited(self) -> bool:
+        """Whether limits hold any account back: then what was started first has to come to its account first."""
+        ...
 
     def route(
         self, directory: Directory, tried: frozenset[str], sender: str | None = None, last: str | None = None
@@ -96,6 +122,14 @@ class Outlets(Protocol):
 
     def begin(self, name: str, directory: Directory) -> Passage:
         """A message of the directory sets out; it is the one on trial, where the account's circuit is half open."""
+        ...
+
+    async def waited(self, route: Route) -> bool:
+        """Wait, in order, for the room that one of its accounts has in a moment. False: none has, or not soon."""
+        ...
+
+    def count(self, attempt: Attempt) -> None:
+        """An attempt of an earlier life."""
         ...
 
     def worked(self, passage: Any) -> None:
@@ -311,14 +345,34 @@ class Delivery:
             if name is None:
                 if work.route.never:
                     raise _no_account_for(sender, work.route)
+                if await self._outlets.waited(work.route):
+                    continue
                 return
             passage = self._outlets.begin(name, directory)
             try:
-                await self._through(work, passage, recipients)
+                if passage.quota is None:
+                    await self._through(work, passage, recipients[: passage.account.recipients_per_message])
+                else:
+                    await self._within_quota(work, passage, passage.quota, recipients)
             finally:
                 self._outlets.ended(passage)
 
-    async def _through(self, work: _Work, passage: Passage, recipients: Sequence[Recipient]) -> None:
+    async def _within_quota(self, work: _Work, passage: Passage, quota: Quota, recipients: Sequence[Recipient]) -> None:
+        """Those for whom there is room; what wasn't sent gives its room back."""
+        room = quota.reserve(min(len(recipients), passage.account.recipients_per_message))
+        before = len(work.attempts)
+        try:
+            await self._through(work, passage, recipients[: room.recipients], lambda: quota.turn(room))
+        finally:
+            quota.settle(room, _taken(work, before))
+
+    async def _through(
+        self,
+        work: _Work,
+        passage: Passage,
+        recipients: Sequence[Recipient],
+        its_turn: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
         account = passage.account
         try:
             turn = await passage.transport.turn()
@@ -327,9 +381,12 @@ class Delivery:
             work.tried |= {account.name}
             return
         try:
+            if its_turn is not None and not await its_turn():  # with the connection at hand: then it goes at once
+                work.tried |= {account.name}
+                return
             if work.claim is None:
                 work.claim = work.spool.claim(work.opened)
-            mail = self._mail(work, account, recipients[: account.recipients_per_message])
+            mail = self._mail(work, account, recipients)
             way = work.claim.way = Way(account.name, turn.server, turn.tls, self._clock.now())
             work.journal = _Journal(work.claim)
             # known by the start that the log has, so that a recovery tells of the same attempt
@@ -493,7 +550,7 @@ class Delivery:
         work.settling()
         disposed = await settled
         self._report(work, entry.message_id, settlement, disposed)
-        uncounted = settlement.disposition is Disposition.PUT_BACK and settlement.sidecar is None
+        uncounted = _uncounted(work, settlement)
         blocked = sender = None
         if uncounted and work.route is not None and work.attempts:
             sender = work.prepared.envelope.sender
@@ -527,8 +584,10 @@ class Delivery:
         match settlement.disposition:
             case Disposition.DELETE:
                 entry.info("sent", account=account, recipients=len(work.outcomes))
-            case Disposition.PUT_BACK if settlement.sidecar is None:
-                entry.info("put back", account=account, reason=settlement.reason, remedy="see the account's pause")
+            case Disposition.PUT_BACK if _uncounted(work, settlement):
+                block = block_of(work.route) if work.route is not None else None
+                reason = settlement.reason or (block.reason if block is not None else "")
+                entry.info("put back", account=account, reason=reason, remedy="see the account's pause or limits")
             case Disposition.PUT_BACK:
                 assert settlement.sidecar is not None
                 entry.warning(
@@ -650,6 +709,8 @@ class Delivery:
         for name in names:
             work.outcomes.setdefault(name, _unread(name))
         work.attempts += self._recovered_attempts(work, recovered)
+        for attempt in work.attempts:
+            self._outlets.count(attempt)
         return await self._settle(work)
 
     def _recovered_attempts(self, work: _Work, recovered: Recovered) -> list[Attempt]:
@@ -715,6 +776,25 @@ class Delivery:
         return f"<{digest}@{self._host_name}>"
 
 
+def _uncounted(work: _Work, settlement: Settlement) -> bool:
+    """Back it goes, with no attempt counted: its account's fault, or the day's quota. (Part of it may be sent.)"""
+    if settlement.disposition is not Disposition.PUT_BACK:
+        return False
+    was, kept = work.sidecar, settlement.sidecar
+    return kept is None or kept.attempts == (was.attempts if was is not None else 0)
+
+
+def _taken(work: _Work, before: int) -> int:
+    """Recipients that the last transaction was sent to, or may have been; with more than `before` attempts it ended."""
+    if len(work.attempts) > before:
+        return work.attempts[-1].taken
+    journal = work.journal
+    if journal is None:
+        return 0
+    sent = {name for name, outcome in journal.known.items() if outcome.outcome is Outcome.SENT}
+    return len(sent | (journal.begun - journal.known.keys()))
+
+
 def _decided_here(work: _Work, settlement: Settlement) -> tuple[RecipientOutcome, ...]:
     """Outcomes that no attempt tells."""
     told = {o.recipient for a in work.attempts for o in a.outcomes}
@@ -738,6 +818,8 @@ def block_of(route: Route) -> Refusal:
     if not route.refusals:
         return Refusal("", "no_account")
     first = min(route.refusals, key=lambda r: _TOLD_FIRST.get(r.reason, 9))
+    if first.reason == PAUSED and route.until is not None and route.until == route.quota_until:
+        first = next(r for r in route.refusals if r.reason == QUOTA and r.until == route.until)  # what it waits for
     return replace(first, reason=PAUSED if first.reason == TRIED else first.reason, until=route.until)
 
 

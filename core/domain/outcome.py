@@ -17,6 +17,9 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"  # the final dot went out, no reply came back
 
 
+_SENT, _UNKNOWN = Outcome.SENT, Outcome.UNKNOWN
+
+
 class Blame(StrEnum):
     """Whose fault a refusal is (providers.md)."""
 
@@ -77,3 +80,12 @@ class Attempt:
     fault: AccountFault | None = None  # the account's fault: no attempt is counted for its deferred recipients
     possible_duplicate: bool = False
     unlogged: bool = False  # its outcomes could not be appended to the spool's log
+
+    @property
+    def taken(self) -> int:
+        """Recipients that the server took, or may have taken."""
+        count = 0
+        for outcome in self.outcomes:
+            if outcome.outcome is _SENT or outcome.outcome is _UNKNOWN:
+                count += 1
+        return count

@@ -55,6 +55,11 @@ class Route:
         return min((r.until for r in self.refusals if r.until is not None), default=None)
 
     @property
+    def quota_until(self) -> float | None:
+        """When an account that is out of quota has room again, the first of them."""
+        return min((r.until for r in self.refusals if r.reason == QUOTA and r.until is not None), default=None)
+
+    @property
     def never(self) -> bool:
         """No account may send as this sender, now or later, unless settings change."""
         return (

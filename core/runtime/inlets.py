@@ -194,7 +194,10 @@ class Inlets:
     def on_account(self, account: str) -> None:
         """An account may be used again."""
         for inlet in self:
-            if self._outlets.serves(account, inlet.directory) and _by_itself(inlet.directory):
+            if not self._outlets.serves(account, inlet.directory):
+                continue
+            inlet.cycle.nudge()
+            if _by_itself(inlet.directory):
                 self._scheduler.wake(inlet.directory.name)
 
     def wake_all(self) -> None:

@@ -17,10 +17,12 @@ from core.domain.account import Account, Directory, SenderRoute, Strategy
 from core.domain.blame import TENANT_BLOCKED
 from core.domain.circuit import Circuit, Pause, PausedBy
 from core.domain.clock import Clock
-from core.domain.outcome import AccountFault
+from core.domain.limits import PATIENCE_SECONDS
+from core.domain.outcome import AccountFault, Attempt
 from core.domain.routing import (
     DISABLED,
     PAUSED,
+    QUOTA,
     Refusal,
     Route,
     SenderRoutes,
@@ -32,6 +34,7 @@ from core.domain.routing import (
 )
 from core.domain.senders import SendAs, send_as, sender_key
 from core.errors import NotFound
+from core.runtime.quotas import THROTTLED, Quota, Quotas
 from core.transport.base import Transport
 
 log = structlog.get_logger()
@@ -47,6 +50,7 @@ class Passage:
     account: Account
     transport: Transport
     trial: bool = False
+    quota: Quota | None = None  # None: nothing holds the account back
 
 
 @dataclass(slots=True)
@@ -58,12 +62,18 @@ class _Outlet:
     plain: bool  # whatever the message: nothing but its circuit can be in the way
     circuit: Circuit = _CLOSED
     timer: asyncio.TimerHandle | None = None
+    quota: Quota | None = None
 
     def take(self, account: Account, transport: Transport) -> None:
         """Other settings."""
         self.account, self.transport = account, transport
         self.send_as = send_as(account)
-        self.plain = account.enabled and self.send_as.anyone
+        self.hold_back(self.quota)
+
+    def hold_back(self, quota: Quota | None) -> None:
+        """By these limits; None: by nothing."""
+        self.quota = quota
+        self.plain = self.account.enabled and self.send_as.anyone and quota is None
 
 
 class Outlets:
@@ -77,7 +87,10 @@ class Outlets:
         make_transport: Callable[[Account], Transport],
         remember: Callable[[str, Pause | None], None],
         on_open: Callable[[str], None],
+        quotas: Quotas | None = None,
     ) -> None:
+        self.quotas = quotas or Quotas(clock=clock, on_open=on_open)
+        self.limited = False  # whether limits, or a server, hold any account back
         self._clock = clock
         self._chance = chance
         self._make_transport = make_transport
@@ -159,7 +172,27 @@ class Outlets:
             pause = outlet.circuit.blocked(self._clock.now())
             if pause is not None:
                 return Refusal(name, PAUSED, pause.until)
+        if outlet.quota is not None:
+            until = outlet.quota.refused_until()
+            if until is not None:
+                return Refusal(name, QUOTA, until)
         return None
+
+    async def waited(self, route: Route) -> bool:
+        """Wait for the account that has room next, in order, if that is soon. False: it isn't, and nothing waits."""
+        until = route.quota_until
+        if until is None or until - self._clock.now() > PATIENCE_SECONDS:
+            return False
+        name = next(r.account for r in route.refusals if r.reason == QUOTA and r.until == until)
+        quota = self._outlets[name].quota
+        return quota is not None and await quota.wait()
+
+    def count(self, attempt: Attempt) -> None:
+        """An attempt that did not set out here: of an earlier life, or a test message."""
+        quota = self.quotas.get(attempt.account)
+        taken = attempt.taken
+        if quota is not None and taken:
+            quota.count(taken)
 
     def account(self, name: str) -> Account:
         """Its settings now. Raises NotFound."""
@@ -178,7 +211,28 @@ class Outlets:
                 shares.take(name)
         if outlet.circuit is not _CLOSED:
             outlet.circuit = outlet.circuit.begin_trial()
-        return Passage(outlet.account, outlet.transport, outlet.circuit.trial)
+        quota = outlet.quota
+        if quota is not None:
+            self._ease(outlet, quota)
+        return Passage(outlet.account, outlet.transport, outlet.circuit.trial, outlet.quota)
+
+    def _ease(self, outlet: _Outlet, quota: Quota) -> None:
+        """As many connections as it may have by now; and nothing more of it where it is over."""
+        if quota.connections is not None:
+            outlet.transport.limit_connections(quota.most_connections(outlet.account.max_connections))
+        if quota.over:
+            self.quotas.remove(outlet.account.name)
+            self._hold_back(outlet, None)
+
+    def _hold_back(self, outlet: _Outlet, quota: Quota | None) -> None:
+        outlet.hold_back(quota)
+        self.limited = any(other.quota is not None for other in self._outlets.values())
+
+    def _slow_down(self, outlet: _Outlet, code: str) -> None:
+        transport = outlet.transport
+        quota = self.quotas.throttled(outlet.account, code, reached=transport.rate, connections=transport.connections)
+        self._hold_back(outlet, quota)
+        self._ease(outlet, quota)
 
     def worked(self, passage: Passage) -> None:
         """The account's server took or refused a message for its own sake."""
@@ -208,6 +262,8 @@ class Outlets:
             return  # others in flight say the same; only a trial makes it longer
         circuit = circuit.failed(fault, now=self._clock.now(), chance=self._chance())
         self._change(fault.account, outlet, circuit)
+        if fault.code in THROTTLED:
+            self._slow_down(outlet, fault.code)
         log.error(
             "account paused",
             account=fault.account,
@@ -250,12 +306,14 @@ class Outlets:
             if pause is not None:
                 outlet.circuit = Circuit.stored(pause)
             self._outlets[account.name] = outlet
+            self._hold_back(outlet, self.quotas.set(account))
             self._arm(account.name, outlet)
             return
         if present.account == account:
             return
         self._close(present.transport)
         present.take(account, self._make_transport(account))
+        self._hold_back(present, self.quotas.set(account))
         pause_now = present.circuit.pause
         if pause_now is not None and pause_now.by is PausedBy.SERVICE:
             self._change(account.name, present, present.circuit.resumed())  # edited: it may work now
@@ -265,6 +323,7 @@ class Outlets:
         """The account is gone; what is in flight finishes."""
         outlet = self._outlets.pop(name, None)
         if outlet is not None:
+            self.quotas.remove(name)
             if outlet.timer is not None:
                 outlet.timer.cancel()
             self._close(outlet.transport)
@@ -299,6 +358,7 @@ class Outlets:
 
     async def close(self) -> None:
         """QUIT everywhere."""
+        self.quotas.close()
         for name in self.names:
             self.remove(name)
         await asyncio.gather(*self._closing, return_exceptions=True)

@@ -39,6 +39,7 @@ class Link(asyncio.Protocol):
         self.found_dead = False  # it was dead when it was to be used again
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.last_heard = 0.0
+        self.opened_at = 0.0
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._spare: socket.socket | None = None
@@ -70,7 +71,7 @@ class Link(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is one without saying so
         self.made = True
-        self.last_heard = self._loop.time()
+        self.opened_at = self.last_heard = self._loop.time()
 
     def keep_spare(self, sock: socket.socket) -> None:
         """Keep a second descriptor of a plain connection, to read what came in before a write failed."""

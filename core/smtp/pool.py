@@ -98,6 +98,21 @@ class Pool:
         """How many wait for a turn."""
         return len(self._waiters)
 
+    @property
+    def rate(self) -> float:
+        """Messages a second, about: of each open connection since it was opened."""
+        now = asyncio.get_running_loop().time()
+        return sum(c.protocol.begun / max(now - c.opened_at, 1.0) for c in self._connections)
+
+    def limit(self, max_connections: int) -> None:
+        """So many connections at most from now on; those beyond are left, idle ones first, busy ones when they are."""
+        self._max_connections = max_connections
+        staying = sorted((c for c in self._connections if not c.retiring), key=lambda connection: connection.idle)
+        for connection in staying[max_connections:]:
+            connection.retiring = True
+            self._moved(connection)
+        self._consider_opening()
+
     async def turn(self) -> PoolTurn:
         """Wait for a connection that is ready, first come, first served. Raises ConnectFailed."""
         if self._closing:

@@ -18,6 +18,7 @@ from core.domain.outcome import Attempt, Outcome, RecipientOutcome
 from core.domain.reply import Phase
 from core.store.entry import Entry, Status
 from core.store.epoch import optional_to_database, to_database
+from core.store.usage import COUNT, bucket_of
 
 SUBJECT_LIMIT = 200  # characters
 TEXT_LIMIT = 1000  # characters of a server's words
@@ -133,6 +134,7 @@ class _Group:
         self._recipients: list[tuple[Any, ...]] = []
         self._superseded: list[tuple[Any, ...]] = []
         self._attempts: list[tuple[Any, ...]] = []
+        self._usage: dict[tuple[str, int], list[int]] = {}
 
     def write(self, entries: Sequence[Entry]) -> None:
         one = self._connection.exec_driver_sql
@@ -152,18 +154,22 @@ class _Group:
             found = known.get(self._clean((entry.message_id,))[0])
             if found is None:
                 self._new_message(next_message, entry)
+                self._count(entry.attempts)
                 self._tell_recipients(next_message, 0, entry, {})
                 next_message += 1
             else:
                 number, folded = found
                 base = _base(entry, told.get(number, {}), folded=folded)
                 self._changed_message(number, base, entry)
+                again = max(told.get(number, {}).values(), default=int(folded)) - base
+                self._count(entry.attempts[max(again, 0) :])
                 self._tell_recipients(number, base, entry, newest.get(number, {}))
         self._insert(_INSERT_MESSAGE, self._messages)
         self._many(_UPDATE_MESSAGE, self._updates)
         self._many("UPDATE recipient SET superseded_by = ? WHERE id = ?", self._superseded)
         self._insert(_INSERT_RECIPIENT, self._recipients)
         self._many(_UPSERT_ATTEMPT, self._attempts)
+        self._many(COUNT, [(*place, *counts) for place, counts in self._usage.items()])
 
     def _many(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         rows = [self._clean(row) for row in rows] if self._clean is not _as_is else rows
@@ -225,6 +231,19 @@ class _Group:
                 number,
             )
         )
+
+    def _count(self, attempts: Sequence[Attempt]) -> None:
+        """What accounts sent, or may have; of attempts that were not told before."""
+        for attempt in attempts:
+            recipients = attempt.taken
+            if recipients and attempt.account:
+                place = attempt.account, bucket_of(attempt.ended_at)
+                counts = self._usage.get(place)
+                if counts is None:
+                    self._usage[place] = [1, recipients]
+                else:
+                    counts[0] += 1
+                    counts[1] += recipients
 
     def _finished(self, entry: Entry) -> int | None:
         if not entry.finished:

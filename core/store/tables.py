@@ -222,6 +222,17 @@ class AttemptRow(Row, table=True):
     counted: bool  # False: the account's fault
 
 
+class AccountUsageRow(Row, table=True):
+    """What an account's server took in 5 minutes of the last day; counted in the transaction that records it."""
+
+    __tablename__ = "account_usage"
+
+    account: str = Field(primary_key=True)
+    since: int = Field(primary_key=True)
+    messages: int  # transactions
+    recipients: int
+
+
 class ActRow(Row, table=True):
     """What an operator did with a message."""
 

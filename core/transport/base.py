@@ -122,6 +122,20 @@ class Transport(Protocol):
         """Wait for a connection that is ready. Raises AccountUnavailable with the fault where none can be had."""
         ...
 
+    @property
+    def connections(self) -> int:
+        """How many are open now."""
+        ...
+
+    @property
+    def rate(self) -> float | None:
+        """Messages a second of late, about; None: not known."""
+        ...
+
+    def limit_connections(self, most: int | None) -> None:
+        """So many at once at most; None: as many as the account's settings say."""
+        ...
+
     def abort(self) -> None:
         """Cut everything off now."""
         ...

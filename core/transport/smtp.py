@@ -167,6 +167,20 @@ class SmtpTransport:
         except ConnectFailed as error:
             raise AccountUnavailable(fault_of(self.account, error, self.own_rules)) from error
 
+    @property
+    def connections(self) -> int:
+        """How many are open now."""
+        return self._pool.connections
+
+    @property
+    def rate(self) -> float | None:
+        """Messages a second of late, about; None: not known."""
+        return self._pool.rate or None
+
+    def limit_connections(self, most: int | None) -> None:
+        """So many at once at most; None: as many as the account's settings say."""
+        self._pool.limit(self.account.max_connections if most is None else most)
+
     def abort(self) -> None:
         """Cut everything off: what is between the final dot and its reply ends as unknown."""
         self._pool.abort()

@@ -137,6 +137,14 @@ def upgrade() -> None:
         sa.UniqueConstraint("path", name=op.f("uq_directory_path")),
     )
     op.create_table(
+        "account_usage",
+        sa.Column("account", sa.String(), nullable=False),
+        sa.Column("since", sa.Integer(), nullable=False),
+        sa.Column("messages", sa.Integer(), nullable=False),
+        sa.Column("recipients", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("account", "since", name=op.f("pk_account_usage")),
+    )
+    op.create_table(
         "idempotency",
         sa.Column("api_key", sa.Integer(), nullable=False),
         sa.Column("key", sa.String(), nullable=False),
@@ -293,6 +301,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_idempotency_created_at"))
 
     op.drop_table("idempotency")
+    op.drop_table("account_usage")
     op.drop_table("directory")
     with op.batch_alter_table("audit", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_audit_at"))

@@ -34,9 +34,15 @@ class FakeTransport:
     account: Account
     closed: bool = False
     aborted: bool = False
+    connections: int = 0
+    rate: float | None = None
+    most: int | None = None
 
     async def turn(self) -> Turn:
         raise AssertionError("nothing is sent here")
+
+    def limit_connections(self, most: int | None) -> None:
+        self.most = most
 
     def abort(self) -> None:
         self.aborted = True

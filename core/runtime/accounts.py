@@ -16,6 +16,7 @@ from sqlmodel import Session
 from core.domain.account import Account
 from core.domain.clock import Clock
 from core.domain.oauth import without_secrets
+from core.domain.presets import defaults_of
 from core.errors import (
     AlreadyExists,
     CheckFailed,
@@ -188,11 +189,14 @@ class Accounts:
         if_match: Sequence[str] | None = None,
         check: bool = False,
     ) -> Saved[AccountView]:
-        """Merge patch: None is the default. Raises NotFound, PreconditionFailed, InvalidSettings, CheckFailed."""
-        settings = with_defaults(Account, changes)
-        patch = settings.pop("oauth", {})
+        """Merge patch: None is the default, the preset's first.
+
+        Raises NotFound, PreconditionFailed, InvalidSettings, CheckFailed.
+        """
 
         def build(record: AccountRecord) -> Wanted:
+            settings = with_defaults(Account, changes, first=_preset_defaults(record.account, changes))
+            patch = settings.pop("oauth", {})
             oauth, secrets = oauth_settings.patched(record.account.oauth, patch)
             account = replace(record.account, **settings, oauth=oauth)
             if account.password_from is not None and "password_from" not in settings:
@@ -319,6 +323,12 @@ def shown_account(account: Account) -> Account:
     """Without its secrets."""
     oauth = None if account.oauth is None else without_secrets(account.oauth)
     return replace(account, password=None, oauth=oauth)
+
+
+def _preset_defaults(before: Account, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What None goes back to: of the preset that the account has after the change, if it has one."""
+    named = {key: changes[key] if key in changes else getattr(before, key) for key in ("preset", "port", "security")}
+    return defaults_of(named["preset"], named)
 
 
 def _require_password_again(before: Account, after: Account, field: str = "password") -> None:

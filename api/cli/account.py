@@ -1,7 +1,7 @@
-"""An account given on the command line instead of by its name: options for the server, the password never as one.
+"""`mpu account ...`, and an account given on the command line instead of by its name.
 
-The password comes from MPU_SMTP_PASSWORD, from a file, or is asked for at a terminal: an option would be seen in the
-list of processes and in the shell's history.
+The latter: options for the server, the password never as one. It comes from MPU_SMTP_PASSWORD, from a file, or is asked
+for at a terminal: an option would be seen in the list of processes and in the shell's history.
 """
 
 from __future__ import annotations
@@ -9,14 +9,19 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
+from api.cli.client import Client, Json, KeyFile, Url
+from api.cli.output import EXIT_FAILED, EXIT_OK, out, say, show_json, table
 from core.domain.account import Account, AuthMethod, Security
 
 TLS_PORTS = (465, 2465)  # RFC 8314: TLS from the first octet
 ACCOUNT_NAME = "command-line"
+
+app = typer.Typer(help="Accounts of the service.", no_args_is_help=True)
 
 Host = Annotated[str | None, typer.Option(envvar="MPU_SMTP_HOST", help="Mail server to send through.")]
 Port = Annotated[int, typer.Option(envvar="MPU_SMTP_PORT", min=1, max=65535, help="Its port.")]
@@ -69,3 +74,35 @@ def password_of(username: str, password_file: Path | None) -> str:
         detail = "there is no password: set MPU_SMTP_PASSWORD or --password-file"
         raise typer.BadParameter(detail, param_hint="--username")
     return str(typer.prompt(f"Password of {username}", hide_input=True, err=True))
+
+
+@app.command("check")
+def check(
+    name: Annotated[str, typer.Argument(help="The account.")],
+    url: Url = None,
+    key_file: KeyFile = None,
+    as_json: Json = False,
+) -> None:
+    """Try an account, step by step, without sending: what was found, and where it fails why and what to do.
+
+    Exit codes: 0 every required step was fine, 1 not, or an error, 4 the service does not answer.
+    """
+    with Client(url, key_file) as client:
+        found = client.post(f"/accounts/{quote(name, safe='')}/check")
+    show_json(found) if as_json else show_check(name, found)
+    raise typer.Exit(EXIT_OK if found["ok"] else EXIT_FAILED)
+
+
+def show_check(name: str, found: dict[str, Any]) -> None:
+    """The steps as a table, below it what is the matter."""
+    rows = [(s["step"], _verdict(s), f"{s['seconds']:.2f} s", s["detail"]) for s in found["steps"]]
+    out().print(table(("step", "", "time", "what was found"), rows, right=("time",)))
+    for step in sorted((s for s in found["steps"] if not s["ok"]), key=lambda s: not s["required"]):
+        say(f"\n{step['step']} {_verdict(step)}: {step['cause'] or step['detail']}")
+        if step["remedy"]:
+            say(f"  What to do: {step['remedy']}")
+    say(f"\naccount {name} {'works' if found['ok'] else 'can not be used as it is'}")
+
+
+def _verdict(step: dict[str, Any]) -> str:
+    return "ok" if step["ok"] else "FAILED" if step["required"] else "note"

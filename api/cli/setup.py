@@ -23,7 +23,7 @@ import typer
 
 from api.cli import account as options
 from api.cli.client import KeyFile, Url, base_url, complain_of, find_key
-from api.cli.output import EXIT_ACCOUNT, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, complain, out, say, table
+from api.cli.output import EXIT_ACCOUNT, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, complain, say
 from api.cli.settings import Config, DataDir, local_settings
 from api.cli.undo import Undo, make_folder
 from core.domain.account import Security
@@ -177,7 +177,7 @@ async def _check(
     answer = await http.post("/accounts/check", json={"name": name, **account})
     if not answer.is_success:
         return _refused(answer)
-    _show_check(answer.json())
+    options.show_check(name, answer.json())
     if answer.json()["ok"] or (asking and typer.confirm("Save it all the same?", default=False)):
         return 0
     complain("the account can't be used", "Correct it, or save it unchecked: --no-check.")
@@ -260,14 +260,6 @@ def _same(one: str, other: str) -> bool:
 def _refused(answer: httpx.Response) -> int:
     complain_of(answer)
     return EXIT_FAILED
-
-
-def _show_check(found: dict[str, Any]) -> None:
-    rows = [
-        (step["step"], "ok" if step["ok"] else "failed", f"{step['seconds']:.2f} s", step["detail"], step["remedy"])
-        for step in found["steps"]
-    ]
-    out().print(table(("step", "", "time", "", "what to do"), rows))
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from core.domain.reply import Reply
 
+SEARCHED_CHARS = 1000  # of a reply's text: what counts stands at its beginning, and a server may say a lot
 _MICROSOFT = r"(^|\.)(office365\.com|outlook\.com|office\.com)$"
 _GOOGLE = r"(^|\.)(gmail\.com|google\.com|googlemail\.com)$"
 _SES = r"^email-smtp(-fips)?\.[a-z0-9-]+\.amazonaws\.com(\.cn)?$"
@@ -43,10 +44,11 @@ class Row:
 
     def matches(self, reply: Reply, host: str, *, by_token: bool) -> bool:
         """Whether this row is about that reply."""
+        text = reply.text[:SEARCHED_CHARS]
         return (
             re.fullmatch(self.codes, str(reply.code)) is not None
             and (self.enhanced is None or re.fullmatch(self.enhanced, reply.enhanced_code or "") is not None)
-            and (self.text is None or re.search(self.text, reply.text, re.IGNORECASE) is not None)
+            and (self.text is None or re.search(self.text, text, re.IGNORECASE) is not None)
             and (self.host is None or re.search(self.host, host) is not None)
             and (self.by_token is None or self.by_token is by_token)
         )
@@ -160,7 +162,7 @@ _CREDITS = LoginRefusal(
     "Wait for the next period, or buy more at the provider.",
 )
 _DISABLED = LoginRefusal(
-    "account_locked",
+    "account_disabled",
     "The provider has disabled or locked this user.",
     "Ask the provider, or sign in at its web page to see why; then resume the account.",
 )
@@ -237,7 +239,7 @@ REFUSALS: tuple[Row, ...] = (
     Row("4..|5..", None, r"credits exceeded", _CREDITS),
     Row("525", None, None, _DISABLED),
     Row("5..", r"5\.7\.13", None, _DISABLED),
-    Row("5..", None, r"(account|user|mailbox)\b.*\b(locked|disabled|suspended|blocked)", _DISABLED),
+    Row("5..", None, r"(account|user|mailbox)\b.{0,60}\b(locked|disabled|suspended|blocked)", _DISABLED),
     Row("432", None, None, _TRANSITION),
     Row("530|538", None, r"starttls|encrypt", _ENCRYPTION),
     Row("538", None, None, _ENCRYPTION),

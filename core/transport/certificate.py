@@ -56,9 +56,9 @@ def read_certificate(der: bytes) -> Certificate | None:
         except x509.ExtensionNotFound:
             pass
         return Certificate(
-            subject=_name(found.subject) or (names[0] if names else "nobody"),
+            subject=_name(found.subject, NameOID.COMMON_NAME) or (names[0] if names else _name(found.subject)),
             names=names,
-            issuer=_name(found.issuer) or "nobody",
+            issuer=_name(found.issuer),
             starts_at=found.not_valid_before_utc.timestamp(),
             ends_at=found.not_valid_after_utc.timestamp(),
             self_signed=found.subject == found.issuer,
@@ -67,9 +67,9 @@ def read_certificate(der: bytes) -> Certificate | None:
         return None
 
 
-def _name(name: x509.Name) -> str:
-    """The common name, else the organisation."""
-    for kind in (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME, NameOID.ORGANIZATIONAL_UNIT_NAME):
+def _name(name: x509.Name, *kinds: x509.ObjectIdentifier) -> str:
+    """The common name, else the organisation; or the first of these kinds."""
+    for kind in kinds or (NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME, NameOID.ORGANIZATIONAL_UNIT_NAME):
         for attribute in name.get_attributes_for_oid(kind):
             return str(attribute.value)
-    return ""
+    return "" if kinds else "nobody"

@@ -36,7 +36,7 @@ from core.smtp.dial import dial, tls_context
 from core.smtp.dialogue import AccessTokens, ConnectFailed, Target, Timeouts
 from core.smtp.errors import ConversationEnded
 from core.smtp.events import Command
-from core.transport.certificate import Certificate, read_certificate
+from core.transport.certificate import read_certificate
 from core.transport.check_texts import CAUSES, EXTENSIONS, NO_CAUSE, PORT_25, SILENT_BANNER
 from core.transport.smtp import MAX_WORDS, fault_of, login_refusal, target_of
 
@@ -118,6 +118,7 @@ class _Trial:
             context = None
             if self.account.security is not Security.NONE:
                 context = await asyncio.to_thread(tls_context, self._target)
+            self._took()  # the authorities are no part of the first step
             connection = await dial(self._target, context, self._seen, self._reached)
         except ConnectFailed as failed:
             await self._failed(failed)
@@ -192,7 +193,11 @@ class _Trial:
 
     def _extensions(self, connection: Connection) -> None:
         offered = connection.capabilities.extensions
-        self._add("extensions", ", ".join(f"{name} {more}".strip() for name, more in sorted(offered.items())) or "none")
+        self._add(
+            "extensions",
+            ", ".join(f"{name} {more}".strip() for name, more in sorted(offered.items())) or "none",
+            required=False,
+        )
         for name, (cost, remedy) in EXTENSIONS.items():
             if name not in offered:
                 self._note(f"extension_{name.lower()}", f"{name} is not offered", "not_offered", cost, remedy)
@@ -230,10 +235,7 @@ class _Trial:
         if code == "certificate_untrusted":
             cause = f"{cause.rstrip('.')}. It is signed by {found.issuer}."
         self.steps["tls"] = replace(step, cause=cause, remedy=remedy)
-        self.steps["certificate"] = self._refused_certificate(found, code, cause, remedy)
-
-    def _refused_certificate(self, found: Certificate, code: str, cause: str, remedy: str) -> Step:
-        return Step("certificate", False, 0.0, found.described(self._now), code, cause, remedy, required=False)
+        self.steps["certificate"] = Step("certificate", False, 0.0, found.described(self._now), code, required=False)
 
     # --- after the login ----------------------------------------------------------------------------------------------
 

@@ -18,15 +18,19 @@ PASSWORDS = [
     # the four causes of 535 5.7.139, and those beside them
     (
         OFFICE,
-        "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. "
-        f"Visit https://aka.ms/smtp_auth_disabled for more information. {_END}",
+        (
+            "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. "
+            f"Visit https://aka.ms/smtp_auth_disabled for more information. {_END}"
+        ),
         "smtp_auth_off_for_tenant",
         "Set-TransportConfig",
     ),
     (
         OFFICE,
-        "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. "
-        f"Visit https://aka.ms/smtp_auth_disabled for more information. {_END}",
+        (
+            "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. "
+            f"Visit https://aka.ms/smtp_auth_disabled for more information. {_END}"
+        ),
         "smtp_auth_off_for_mailbox",
         "Authenticated SMTP",
     ),
@@ -44,15 +48,19 @@ PASSWORDS = [
     ),
     (
         OFFICE,
-        "535 5.7.139 Authentication unsuccessful, user is locked by your organization's security defaults policy. "
-        f"Contact your administrator. {_END}",
+        (
+            "535 5.7.139 Authentication unsuccessful, user is locked by your organization's security defaults policy. "
+            f"Contact your administrator. {_END}"
+        ),
         "blocked_by_security_defaults",
         "security defaults",
     ),
     (
         OFFICE,
-        "535 5.7.139 Authentication unsuccessful, the request did not meet the criteria to be authenticated "
-        f"successfully. Contact your administrator. {_END}",
+        (
+            "535 5.7.139 Authentication unsuccessful, the request did not meet the criteria to be authenticated "
+            f"successfully. Contact your administrator. {_END}"
+        ),
         "blocked_by_policy",
         "sign-in log",
     ),
@@ -79,29 +87,37 @@ PASSWORDS = [
     # Google
     (
         GMAIL,
-        "534-5.7.9 Application-specific password required. For more information, go to\n"
-        f"534 5.7.9  https://support.google.com/mail/?p=InvalidSecondFactor {_GOOGLE_END}",
+        (
+            "534-5.7.9 Application-specific password required. For more information, go to\n"
+            f"534 5.7.9  https://support.google.com/mail/?p=InvalidSecondFactor {_GOOGLE_END}"
+        ),
         "app_password_needed",
         "apppasswords",
     ),
     (
         GMAIL,
-        "535-5.7.8 Username and Password not accepted. For more information, go to\n"
-        f"535 5.7.8  https://support.google.com/mail/?p=BadCredentials {_GOOGLE_END}",
+        (
+            "535-5.7.8 Username and Password not accepted. For more information, go to\n"
+            f"535 5.7.8  https://support.google.com/mail/?p=BadCredentials {_GOOGLE_END}"
+        ),
         "credentials_incorrect",
         "app password",
     ),
     (
         GMAIL,
-        "534-5.7.9 Please log in with your web browser and then try again. For more\n"
-        f"534 5.7.9  information, go to https://support.google.com/mail/?p=WebLoginRequired {_GOOGLE_END}",
+        (
+            "534-5.7.9 Please log in with your web browser and then try again. For more\n"
+            f"534 5.7.9  information, go to https://support.google.com/mail/?p=WebLoginRequired {_GOOGLE_END}"
+        ),
         "browser_login_needed",
         "Sign in once",
     ),
     (
         GMAIL,
-        "534-5.7.14 <https://accounts.google.com/signin/continue?sarp=1> Please log in via your\n"
-        f"534 5.7.14 web browser and then try again. {_GOOGLE_END}",
+        (
+            "534-5.7.14 <https://accounts.google.com/signin/continue?sarp=1> Please log in via your\n"
+            f"534 5.7.14 web browser and then try again. {_GOOGLE_END}"
+        ),
         "browser_login_needed",
         "Sign in once",
     ),
@@ -149,15 +165,19 @@ TOKENS = [
     ),
     (
         OFFICE,
-        "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. Visit "
-        f"https://aka.ms/smtp_auth_disabled for more information. {_END}",
+        (
+            "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Tenant. Visit "
+            f"https://aka.ms/smtp_auth_disabled for more information. {_END}"
+        ),
         "smtp_auth_off_for_tenant",
         "Set-CASMailbox",
     ),
     (
         GMAIL,
-        "535-5.7.8 Username and Password not accepted. For more information, go to\n"
-        f"535 5.7.8  https://support.google.com/mail/?p=BadCredentials {_GOOGLE_END}",
+        (
+            "535-5.7.8 Username and Password not accepted. For more information, go to\n"
+            f"535 5.7.8  https://support.google.com/mail/?p=BadCredentials {_GOOGLE_END}"
+        ),
         "token_refused_by_google",
         "https://mail.google.com/",
     ),

@@ -32,11 +32,12 @@ from core.runtime.audit import MASK, Audit, difference
 from core.runtime.facade import Checks, Pauses, Saved
 from core.runtime.oauth_rules import oauth_rules
 from core.runtime.paging import page_of
+from core.runtime.quotas import Quotas
 from core.runtime.saving import TRIES, too_busy, with_defaults
 from core.runtime.secret_sources import SecretSources
-from core.runtime.views import AccountView, Actor, CheckView, Page, PauseView
+from core.runtime.views import AccountView, Actor, CheckView, Page, PauseView, UsageView
 from core.settings import Settings
-from core.store import accounts
+from core.store import accounts, usage
 from core.store.accounts import AccountRecord, Password
 from core.store.store import Store
 
@@ -62,6 +63,7 @@ class Accounts:
         settings: Settings,
         pauses: Pauses,
         checks: Checks,
+        quotas: Quotas,
         apply: Callable[[str], Awaitable[None]],
     ) -> None:
         self._store = store
@@ -70,6 +72,7 @@ class Accounts:
         self._settings = settings
         self._pauses = pauses
         self._checks = checks
+        self._quotas = quotas
         self._apply = apply
         self._outside = SecretSources(settings)
 
@@ -119,6 +122,18 @@ class Accounts:
             record.password_lost,
             record.oauth_set,
             record.oauth_lost,
+            self._usage(session, name),
+        )
+
+    def _usage(self, session: Session, name: str) -> UsageView:
+        used = usage.of(session, name, now=self._clock.now())
+        quota = self._quotas.get(name)
+        return UsageView(
+            used.messages_last_hour,
+            used.messages_last_day,
+            used.recipients_last_day,
+            quota.next_at() if quota is not None else None,
+            quota.slowed_to() if quota is not None else None,
         )
 
     async def _looked_up(self, view: AccountView) -> AccountView:

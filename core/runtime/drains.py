@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import structlog
@@ -11,6 +11,7 @@ import structlog
 from core.cycle import Report
 from core.domain.clock import Clock
 from core.domain.outcome import Outcome
+from core.domain.routing import QUOTA
 from core.errors import FieldError, InvalidSettings, NotRunning
 from core.runtime.audit import Audit
 from core.runtime.finished import Register, new_id
@@ -170,7 +171,17 @@ async def _remaining(inlet: Inlet) -> int:
 
 
 def _blocked(inlet: Inlet, report: Report) -> tuple[Blocked, ...]:
-    rows = [Blocked(r.reason, r.account or None, r.until, n) for r, n in report.blocked.items()]
+    quotas: dict[str, Blocked] = {}  # their times move on while the drain runs
+    rows = []
+    for refusal, count in report.blocked.items():
+        row = Blocked(refusal.reason, refusal.account or None, refusal.until, count)
+        if refusal.reason != QUOTA:
+            rows.append(row)
+        else:
+            before = quotas.get(refusal.account, replace(row, count=0))
+            until = max(filter(None, (before.until, row.until)), default=None)
+            quotas[refusal.account] = replace(row, until=until, count=before.count + count)
+    rows += quotas.values()
     by_code: dict[str, int] = {}
     for problem in inlet.cycle.problems.values():
         by_code[problem.error.code] = by_code.get(problem.error.code, 0) + 1

@@ -40,6 +40,18 @@ class Metrics:
             buckets=_LATENCY_BUCKETS, registry=self.registry,
         )  # fmt: skip
         self._paused = Gauge("mpu_account_paused", "1 while the account is paused", ["account"], registry=self.registry)
+        self._out_of_quota = Gauge(
+            "mpu_account_out_of_quota", "1 while the next message waits for the account's limits", ["account"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._used = Gauge(
+            "mpu_account_last_day", "Sent in the last 24 hours, by accounts with limits", ["account", "what"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._rate = Gauge(
+            "mpu_account_slowed_to_per_second", "Messages a second, while the server asks for fewer", ["account"],
+            registry=self.registry,
+        )  # fmt: skip
         self._runs = Counter("mpu_runs", "Runs of a directory's cycle", ["directory"], registry=self.registry)
         # finding a child by its labels takes longer than counting; these are never removed
         self._recipients_of = cache(self._recipients.labels)
@@ -70,6 +82,16 @@ class Metrics:
             for state in State:
                 self._messages.labels(row.directory, state.value).set(getattr(row, state.value))
             self._oldest.labels(row.directory).set(row.oldest_seconds or 0.0)
+        for gauge in (self._out_of_quota, self._used, self._rate):
+            gauge.clear()
+        for quota in outlets.quotas:
+            _, messages, recipients = quota.used()
+            self._out_of_quota.labels(quota.name).set(0 if quota.next_at() is None else 1)
+            self._used.labels(quota.name, "messages").set(messages)
+            self._used.labels(quota.name, "recipients").set(recipients)
+            rate = quota.slowed_to()
+            if rate is not None:
+                self._rate.labels(quota.name).set(rate)
         for name in outlets.names:
             self._paused.labels(name).set(1 if outlets.pause_of(name) is not None else 0)
         return generate_latest(self.registry)

@@ -107,7 +107,7 @@ class Operations:
             operation.finished_at = self._clock.now()
 
     async def _over(self, operation: _Operation, inlet: Inlet, actor: Actor) -> None:
-        rows = self._queue.matching(inlet, operation.filter)
+        rows = self._queue.matching(inlet, operation.filter, self._queue.block(inlet))
         seen: set[str] = set()  # a rename may show a message again to the same listing
         while batch := await asyncio.to_thread(lambda: list(itertools.islice(rows, BATCH))):
             for entry, _ in batch:

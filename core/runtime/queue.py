@@ -50,6 +50,8 @@ COUNTS_STAT_LIMIT = 10_000  # messages up to which sizes and ages are looked at
 COUNTS_AGE_FACTOR = 10.0  # counts may be this many times as old as they took
 WAITS = frozenset({State.WAITING, State.DEFERRED})
 
+Block = tuple[Refusal | None, WaitingFor | None]
+
 
 @dataclass(slots=True)
 class _Counted:
@@ -153,16 +155,16 @@ class Queue:
         for inlet in inlets:
             if after is not None and inlet.directory.name < after[0]:
                 continue
-            found += await asyncio.to_thread(self._page, inlet, filter, limit + 1 - len(found), after)
+            block = self.block(inlet)
+            found += await asyncio.to_thread(self._page, inlet, filter, limit + 1 - len(found), after, block)
             if len(found) > limit:
                 break
         items = tuple(message for _, message in found[:limit])
         return Page(items, _write_cursor(found[limit - 1][0]) if len(found) > limit else None)
 
-    def matching(self, inlet: Inlet, wanted: QueueFilter) -> Iterator[tuple[Entry, QueuedMessage]]:
-        """All of the directory that the filter lets through, streaming; blocks."""
+    def matching(self, inlet: Inlet, wanted: QueueFilter, block: Block) -> Iterator[tuple[Entry, QueuedMessage]]:
+        """All of the directory that the filter lets through, streaming; blocks. `block`: the directory's."""
         inlet.spool.open()
-        block = self.block(inlet)
         for entry in inlet.spool.entries(None if wanted.state is None else {wanted.state}):
             message = self._message(inlet, entry, block)
             if wanted.account not in (None, message.account) or wanted.code not in (None, message.code):
@@ -171,12 +173,12 @@ class Queue:
                 yield entry, message
 
     def _page(
-        self, inlet: Inlet, wanted: QueueFilter, limit: int, after: tuple[str, bytes, str] | None
+        self, inlet: Inlet, wanted: QueueFilter, limit: int, after: tuple[str, bytes, str] | None, block: Block
     ) -> list[tuple[tuple[str, bytes, str], QueuedMessage]]:
         name = inlet.directory.name
 
         def rows() -> Iterator[tuple[tuple[str, bytes, str], QueuedMessage]]:
-            for entry, message in self.matching(inlet, wanted):
+            for entry, message in self.matching(inlet, wanted, block):
                 key = (name, entry.identity.name, entry.identity.tag)
                 if after is None or key > after:
                     yield key, message
@@ -214,8 +216,8 @@ class Queue:
         finally:
             os.close(fd)
 
-    def block(self, inlet: Inlet) -> tuple[Refusal | None, WaitingFor | None]:
-        """Why nothing of the directory goes now, if so."""
+    def block(self, inlet: Inlet) -> Block:
+        """Why nothing of the directory goes now, if so. Belongs to the event loop."""
         if self.inlets.paused(inlet.directory.name) is not None:
             return None, WaitingFor.DIRECTORY_PAUSED
         route = self.outlets.route(inlet.directory, frozenset())
@@ -224,9 +226,7 @@ class Queue:
         refusal = block_of(route)
         return refusal, self._waits_for(refusal)
 
-    def own_block(
-        self, inlet: Inlet, entry: Entry, block: tuple[Refusal | None, WaitingFor | None]
-    ) -> tuple[Refusal | None, WaitingFor | None]:
+    def own_block(self, inlet: Inlet, entry: Entry, block: Block) -> Block:
         """The directory's `block`, or that of the message alone: others' senders may have an account that works."""
         own = inlet.cycle.blocked.get(entry.identity.name) if block[1] is None else None
         return block if own is None else (own, self._waits_for(own))
@@ -242,7 +242,7 @@ class Queue:
             return None
         return pause.code if pause is not None else None
 
-    def _message(self, inlet: Inlet, entry: Entry, block: tuple[Refusal | None, WaitingFor | None]) -> QueuedMessage:
+    def _message(self, inlet: Inlet, entry: Entry, block: Block) -> QueuedMessage:
         was, (refusal, waiting_for) = entry.sidecar, self.own_block(inlet, entry, block)
         problem = inlet.cycle.problems.get(entry.identity.name)
         if entry.state not in WAITS:
@@ -250,6 +250,9 @@ class Queue:
         elif entry.identity.name in inlet.cycle.writing:
             refusal, waiting_for = None, WaitingFor.BEING_WRITTEN
         account = refusal.account if refusal is not None else was.account if was else None
+        due_at = was.due_at if was and entry.state is State.DEFERRED else None
+        if waiting_for is WaitingFor.QUOTA and refusal is not None and refusal.until is not None:
+            due_at = max(due_at or 0.0, refusal.until)  # when it will go
         return QueuedMessage(
             id=entry.identity.id,
             directory=inlet.directory.name,
@@ -258,7 +261,7 @@ class Queue:
             size_bytes=entry.size,
             arrived_at=entry.mtime,
             waiting_for=waiting_for,
-            due_at=was.due_at if was and entry.state is State.DEFERRED else None,
+            due_at=due_at,
             attempts=was.attempts if was else 0,
             first_attempt_at=was.first_attempt_at if was else None,
             account=account or None,

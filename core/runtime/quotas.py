@@ -13,13 +13,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 import structlog
+from sqlmodel import Session
 
 from core.domain.account import Account
 from core.domain.clock import Clock
 from core.domain.limits import NONE, PATIENCE_SECONDS, FewerConnections, Limits, Meter, Reservation, fewer
+from core.store import usage
 from core.store.usage import Used
 
 log = structlog.get_logger()
@@ -32,17 +33,8 @@ _CLOCK_SET_SECONDS = 0.1  # the wall clock was set, if it goes so far apart
 _LATE_SECONDS = 0.001  # timers may be early by a rounding
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """How an account stands. `next_at`: seconds since the epoch at which one more may go; None: now."""
-
-    next_at: float | None
-    rate_per_second: float | None  # slowed down to; None: it isn't
-    used: tuple[int, int, int]  # messages of the last hour, of the last day, recipients of the last day
-
-
 class Quota:
-    """One account's. Belongs to the event loop, but for `next_at`."""
+    """One account's. Belongs to the event loop, but for what says otherwise."""
 
     def __init__(self, name: str, clock: Clock, on_open: Callable[[str], None]) -> None:
         self.name = name
@@ -56,6 +48,7 @@ class Quota:
         self._at_door: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
+        self._opens_at: float | None = None  # monotonic; None: it was open when it was last looked at
         self._refused = False  # somebody was, since it was open last
         self._shown = (0.0, 0.0)  # a monotonic time, and that of the wall clock: the same for all who ask
         self._closed = False
@@ -160,13 +153,19 @@ class Quota:
 
     # --- what is shown ---
 
-    def standing(self) -> Standing:
-        """Now."""
-        now = self._clock.monotonic()
-        at = self.meter.refused(now)
-        rate = self.meter.rate(now)
-        slowed = self.meter.slowdown is not None
-        return Standing(None if at is None else self._wall(at), rate if slowed else None, self.meter.used(now))
+    def next_at(self) -> float | None:
+        """When one more may go, in seconds since the epoch; None: now. From any thread."""
+        at = self._opens_at
+        return None if at is None or at <= self._clock.monotonic() else self._clock.now() + at - self._clock.monotonic()
+
+    def slowed_to(self) -> float | None:
+        """Messages a second; None: it isn't slowed down. From any thread."""
+        slowdown = self.meter.slowdown
+        return None if slowdown is None else slowdown.at(self._clock.monotonic())
+
+    def used(self) -> tuple[int, int, int]:
+        """Messages of the last hour, of the last day, recipients of the last day; with what is under way."""
+        return self.meter.used(self._clock.monotonic())
 
     def _wall(self, at: float) -> float:
         wall = self._clock.now() + at - self._clock.monotonic()
@@ -225,7 +224,7 @@ class Quota:
         if self._closed:
             return
         now = self._clock.monotonic()
-        at = self.meter.refused(now)
+        at = self._opens_at = self.meter.refused(now)
         if at is None:
             if self._refused:
                 self._refused = False
@@ -247,6 +246,12 @@ class Quota:
     def _knock(self) -> None:
         if self._at_door is not None and not self._at_door.done():
             self._at_door.set_result(None)
+
+
+def used_by(session: Session, accounts: Iterable[Account], now: float) -> dict[str, list[Used]]:
+    """What those of the accounts that have limits sent in the 24 hours before, by name."""
+    limited = [account.name for account in accounts if Limits.of(account) is not None]
+    return {name: usage.last_day(session, name, now=now) for name in limited}
 
 
 class Quotas:

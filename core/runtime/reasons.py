@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from core.domain.message import State
 from core.domain.outcome import Blame
-from core.domain.routing import Refusal
+from core.domain.routing import QUOTA, Refusal
 from core.errors import DirectoryUnavailable, NotFound
 from core.runtime.inlets import Inlet
-from core.runtime.queue import WAITS, Queue
+from core.runtime.queue import WAITS, Block, Queue
 from core.runtime.views import ReasonRow, WaitingFor
 from core.spool.directory import Entry
 
+_QUOTA = "Nothing to do: it goes when there is room again. Or raise the account's limits, or add another account."
 _DEFERRED = "Nothing to do: it is tried again when due; a retry makes it due now."
 _HELD = "Look at the provider whether it was delivered, then release or delete it."
 _Key = tuple[str | None, int | None, str | None, str]  # account, code, enhanced code, text
@@ -38,7 +39,7 @@ class Reasons:
         """Why mail waits, most first."""
         found: dict[_Key, _Reason] = {}
         for inlet in self.queue.inlets:
-            await asyncio.to_thread(self._reasons_of, inlet, found)
+            await asyncio.to_thread(self._reasons_of, inlet, found, self.queue.block(inlet))
         now = self.queue.clock.now()
         rows = [
             ReasonRow(
@@ -55,8 +56,7 @@ class Reasons:
         ]
         return sorted(rows, key=lambda row: (-row.messages, row.text))
 
-    def _reasons_of(self, inlet: Inlet, found: dict[_Key, _Reason]) -> None:
-        block = self.queue.block(inlet)
+    def _reasons_of(self, inlet: Inlet, found: dict[_Key, _Reason], block: Block) -> None:
         try:
             inlet.spool.open()
             entries = inlet.spool.entries(WAITS | {State.HELD})
@@ -90,6 +90,8 @@ class Reasons:
         return (was.account, was.code, was.enhanced_code, was.text or was.reason), blame, remedy
 
     def _blocked_reason(self, block: Refusal) -> tuple[_Key, Blame, str]:
+        if block.reason == QUOTA:
+            return (block.account, None, None, "quota: the account's limits are used up for now"), Blame.ACCOUNT, _QUOTA
         try:
             pause = self.queue.outlets.pause_of(block.account)
         except NotFound:

@@ -18,6 +18,7 @@ from importlib import metadata
 from typing import Any
 
 import structlog
+from sqlmodel import Session
 
 from core.cycle import Report
 from core.delivery import Delivered, Delivery, Limits
@@ -45,6 +46,7 @@ from core.runtime.operations import Operations
 from core.runtime.outlets import Outlets
 from core.runtime.pauses import Pauses
 from core.runtime.queue import Queue
+from core.runtime.quotas import used_by
 from core.runtime.reasons import Reasons
 from core.runtime.runtime_settings import RuntimeSettings
 from core.runtime.sandbox import Sandbox
@@ -57,7 +59,7 @@ from core.settings import Settings
 from core.spool.watch import Watcher
 from core.store import accounts as account_rows
 from core.store import directories as directory_rows
-from core.store import pauses, retention, sender_routes
+from core.store import pauses, retention, sender_routes, usage
 from core.store.ledger import Health
 from core.store.store import Store
 from core.store.tables import REVISION
@@ -128,11 +130,15 @@ class Relay:
         """The store, with a first key in a new one."""
         store = await asyncio.to_thread(self._open_store)
         try:
-            await store.write(lambda session: ensure_key(session, self.settings, self.clock))
+            await store.write(self._prepare)
         except RelayError:
             await asyncio.to_thread(store.close, CLOSE_SECONDS)
             raise
         return store
+
+    def _prepare(self, session: Session) -> None:
+        ensure_key(session, self.settings, self.clock)
+        usage.bring_back(session, now=self.clock.now())
 
     async def _run(self, store: Store) -> None:
         self._compose(store)
@@ -225,7 +231,7 @@ class Relay:
         self.messages = Messages(
             self.queue,
             store,
-            Explainer(lambda d: self.outlets.route(d, ()), self.outlets.account, settings.max_header_bytes),
+            Explainer(self.outlets.standings, self.outlets.account, settings.max_header_bytes),
         )
         self.drains = Drains(self.inlets, audit, Register("drain", keep, clock=clock), clock=clock)
         self.operations = Operations(
@@ -239,21 +245,24 @@ class Relay:
             "pauses": self.pauses,
             "checks": self.checks,
         }
-        self.accounts = Accounts(store, audit, apply=self.apply_account, **configured)
+        self.accounts = Accounts(store, audit, apply=self.apply_account, quotas=self.outlets.quotas, **configured)
         self.directories = Directories(store, audit, apply=self.apply_directory, **configured)
 
     async def _take_over(self) -> None:
         """Accounts first, then directories with their recovery; one that can't be reached doesn't stop the others."""
 
-        def load(session: Any) -> Any:
+        def load(session: Session) -> Any:
+            accounts = account_rows.load(session, self.store.secrets)
             return (
-                account_rows.load(session, self.store.secrets),
+                accounts,
+                used_by(session, [record.account for record in accounts], self.clock.now()),
                 directory_rows.load(session),
                 pauses.get(session, pauses.Place.RELAY),
                 sender_routes.load(session),
             )
 
-        accounts, directories, relay_pause, routes = await self.store.read(load)
+        accounts, used, directories, relay_pause, routes = await self.store.read(load)
+        self.outlets.quotas.restore(used)
         for record in accounts:
             self.outlets.set(record.account, record.pause)
         self.outlets.set_sender_routes(routes)
@@ -280,11 +289,17 @@ class Relay:
 
     async def apply_account(self, name: str) -> None:
         """An account was saved or deleted."""
-        records = await self.store.read(lambda session: account_rows.load(session, self.store.secrets))
-        record = next((r for r in records if r.account.name == name), None)
+
+        def load(session: Session) -> Any:
+            records = account_rows.load(session, self.store.secrets)
+            record = next((r for r in records if r.account.name == name), None)
+            return record, used_by(session, [record.account] if record is not None else [], self.clock.now())
+
+        record, used = await self.store.read(load)
         if record is None:
             self.outlets.remove(name)
         else:
+            self.outlets.quotas.restore(used)
             self.outlets.set(record.account, record.pause)
         if self.store.secret_error is not None:  # only now: before, a login without the password would be tried
             await self.store.check_secrets()
@@ -427,6 +442,7 @@ class Relay:
         log.info("stopping", grace_seconds=self.settings.grace_seconds)
         if "inlets" in self.__dict__:
             self.inlets.begin_stop()
+            self.outlets.quotas.close()
             self.drains.begin_stop()
             self.operations.begin_stop()
 

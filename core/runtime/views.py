@@ -64,6 +64,17 @@ class PauseView:
 
 
 @dataclass(frozen=True, slots=True)
+class UsageView:
+    """What an account sent of late. Messages are transactions that its server took, or may have taken."""
+
+    messages_last_hour: int = 0
+    messages_last_day: int = 0
+    recipients_last_day: int = 0
+    next_at: float | None = None  # out of quota: when one more may go
+    rate_per_second: float | None = None  # slowed down to, because its server asked for it
+
+
+@dataclass(frozen=True, slots=True)
 class AccountView:
     """A saved account. Its secrets are always None here."""
 
@@ -78,6 +89,7 @@ class AccountView:
     password_lost: bool = False  # the encryption key doesn't open it: it must be entered again
     oauth_set: tuple[str, ...] = ()  # which secrets of `account.oauth` there are
     oauth_lost: bool = False  # as password_lost
+    usage: UsageView = UsageView()
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +338,7 @@ class DotStuffingView:
 
 @dataclass(frozen=True, slots=True)
 class AccountChoice:
-    """One account of the directory, in order, and why it would or wouldn't be taken."""
+    """One account, in the order in which they are asked, and why it would or wouldn't be taken."""
 
     account: str
     chosen: bool
@@ -352,6 +364,7 @@ class Explanation:
     dot_stuffing: DotStuffingView | None
     accounts: tuple[AccountChoice, ...]
     notes: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()  # sender and From as the account's from_policy makes them
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,6 +140,10 @@ class Outlets(Protocol):
         """It is the account's fault."""
         ...
 
+    def sender_refused(self, passage: Any, sender: str, said: str) -> None:
+        """The account's server refuses mail of this envelope sender."""
+        ...
+
     def ended(self, passage: Any) -> None:
         """The message that set out is done with the account, whatever came of it."""
         ...
@@ -432,9 +436,20 @@ class Delivery:
         else:
             self._outlets.worked(passage)
         blames = {o.blame for o in attempt.outcomes if o.outcome is not Outcome.SENT}
+        if Blame.SENDER in blames:
+            self._tell_sender_refused(work, passage, attempt)
         if blames & {Blame.ACCOUNT, Blame.SENDER}:
             work.tried |= {passage.account.name}
             self._reopen(work, attempt)
+
+    def _tell_sender_refused(self, work: _Work, passage: Passage, attempt: Attempt) -> None:
+        """Not of a sender that could not even be named to the server."""
+        refused = next((o for o in attempt.outcomes if o.blame is Blame.SENDER and o.phase is not Phase.LOCAL), None)
+        if refused is not None:
+            account, envelope = passage.account, work.prepared.envelope
+            if account.from_address:
+                envelope = rewrite_sender(envelope, account.from_address, account.from_policy)
+            self._outlets.sender_refused(passage, envelope.sender, f"{refused.code} {refused.text}")
 
     def _reopen(self, work: _Work, attempt: Attempt) -> None:
         """Give the next account those whom this one may not, or can't, send to now."""

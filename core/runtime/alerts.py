@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from core.domain.blame import DAY
 from core.domain.circuit import PausedBy
 from core.domain.clock import Clock
 from core.domain.outcome import Blame
@@ -35,7 +36,7 @@ class Alerts:
         now = self.clock.now()
         found = [*self._of_store(now)]
         counts = {inlet.directory.name: (await self.queue.count(inlet)).counts for inlet in self.inlets}
-        found += self._of_accounts(counts)
+        found += self._of_accounts(counts, now)
         for inlet in self.inlets:
             found += self._of_directory(inlet, counts[inlet.directory.name], now)
         present = {(a.code, a.directory, a.account) for a in found}
@@ -78,7 +79,7 @@ class Alerts:
                 account=name,
             )
 
-    def _of_accounts(self, counts: dict[str, Counts]) -> Iterator[AlertView]:
+    def _of_accounts(self, counts: dict[str, Counts], now: float) -> Iterator[AlertView]:
         for name in self.outlets.names:
             pause = self.outlets.pause_of(name)
             if pause is None or pause.by is PausedBy.OPERATOR:
@@ -88,7 +89,8 @@ class Alerts:
                 for i in self.inlets
                 if self.outlets.serves(name, i.directory)
             )
-            severity = Severity.ERROR if pause.until is None else Severity.WARNING
+            lasting = pause.until is None or now - pause.since > DAY  # what passes has passed by then
+            severity = Severity.ERROR if lasting else Severity.WARNING
             yield self._alert(
                 pause.code,
                 severity,
@@ -98,6 +100,18 @@ class Alerts:
                 account=name,
                 since=pause.since,
                 messages=waiting,
+            )
+        for refused in self.outlets.refused_senders.repeated():
+            yield self._alert(
+                "sender_refused",
+                Severity.ERROR,
+                refused.detail,
+                "let the account send as these at the provider, or name in its `senders` what it may send as: "
+                "providers block accounts that go on",
+                blame=Blame.SENDER,
+                account=refused.account,
+                since=refused.since,
+                messages=refused.times,
             )
 
     def _of_directory(self, inlet: Inlet, counts: Counts, now: float) -> Iterator[AlertView]:

@@ -35,6 +35,7 @@ from core.domain.routing import (
 from core.domain.senders import SendAs, send_as, sender_key
 from core.errors import NotFound
 from core.runtime.quotas import THROTTLED, Quota, Quotas
+from core.runtime.refused_senders import RefusedSenders
 from core.transport.base import Transport
 
 log = structlog.get_logger()
@@ -96,6 +97,7 @@ class Outlets:
         self._make_transport = make_transport
         self._remember = remember
         self._on_open = on_open
+        self.refused_senders = RefusedSenders(clock)
         self._outlets: dict[str, _Outlet] = {}
         self._routes: SenderRoutes | None = None  # None: there are none
         self._shares: dict[str, Shares] = {}  # of directories that balance
@@ -274,6 +276,11 @@ class Outlets:
             remedy=fault.remedy,
         )
 
+    def sender_refused(self, passage: Passage, sender: str, said: str) -> None:
+        """The account's server refuses mail of this envelope sender."""
+        if self._of(passage) is not None:
+            self.refused_senders.note(passage.account.name, sender, said)
+
     def ended(self, passage: Passage) -> None:
         """The message that set out is done with the account."""
         outlet = self._of(passage)
@@ -311,6 +318,7 @@ class Outlets:
             return
         if present.account == account:
             return
+        self.refused_senders.forget(account.name)
         self._close(present.transport)
         present.take(account, self._make_transport(account))
         self._hold_back(present, self.quotas.set(account))
@@ -322,6 +330,7 @@ class Outlets:
     def remove(self, name: str) -> None:
         """The account is gone; what is in flight finishes."""
         outlet = self._outlets.pop(name, None)
+        self.refused_senders.forget(name)
         if outlet is not None:
             self.quotas.remove(name)
             if outlet.timer is not None:

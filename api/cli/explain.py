@@ -10,7 +10,7 @@ import dataclasses
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,9 +21,9 @@ from api.cli.client import Json
 from api.cli.output import EXIT_FAILED, EXIT_OK, EXIT_USAGE, cell, complain, out, show_json, size, table
 from api.cli.settings import Config, DataDir
 from core.domain.account import Account, Directory, MessageFormat
-from core.domain.circuit import Pause
 from core.domain.message import MessageIdentity, State
-from core.domain.routing import Route, choose
+from core.domain.routing import DISABLED, PAUSED, Refusal, SenderRoutes, Standing, standings
+from core.domain.senders import send_as, sender_key
 from core.errors import NotFound
 from core.runtime.clock import SystemClock
 from core.runtime.explain import Explainer
@@ -84,7 +84,7 @@ def _explain(path: str, known: Job) -> Explanation:
         if name[:1] == b"." and not _matches(known.directory)(name):
             why = "it is hidden: a name with a leading dot is one that is still being written"
             return _left(known.directory, status.st_size, why)
-        judge = explainer(known.accounts, known.settings.max_header_bytes)
+        judge = explainer(known)
         return judge.explain(known.directory, descriptor, name=name)
     finally:
         os.close(descriptor)
@@ -113,41 +113,43 @@ def _left(directory: Directory, octets: int, why: str) -> Explanation:
     )
 
 
-def explainer(accounts: Sequence[tuple[Account, Pause | None]], max_header_bytes: int) -> Explainer:
-    """Judges by these accounts; none: by one that may send everything."""
-    pauses = {account.name: pause for account, pause in accounts}
-    by_name = {account.name: account for account, _ in accounts}
+def explainer(known: Job) -> Explainer:
+    """Judges by the accounts that are known; none: by one that may send everything."""
+    pauses = {account.name: pause for account, pause in known.accounts}
+    by_name = {account.name: account for account, _ in known.accounts} or {ANY_ACCOUNT.name: ANY_ACCOUNT}
+    routes = SenderRoutes(known.routes)
     now = SystemClock().now()
 
-    def route(directory: Directory) -> Route:
-        if not by_name and not directory.accounts:
-            return Route(ANY_ACCOUNT.name)
-        return choose(
-            directory,
-            known=by_name,
-            disabled=[name for name, account in by_name.items() if not account.enabled],
-            pause_of=lambda name: pause if (pause := pauses[name]) is not None and pause.in_force(now) else None,
-            tried=(),
+    def in_the_way(name: str) -> Refusal | None:
+        pause = pauses.get(name)
+        if not by_name[name].enabled:
+            return Refusal(name, DISABLED)
+        return Refusal(name, PAUSED, pause.until) if pause is not None and pause.in_force(now) else None
+
+    def asked(directory: Directory, sender: str) -> tuple[Standing, ...]:
+        return standings(
+            directory if directory.accounts else dataclasses.replace(directory, accounts=(ANY_ACCOUNT.name,)),
+            sender_key(sender),
+            routes=routes,
+            send_as=lambda name: send_as(by_name[name]) if name in by_name else None,
+            in_the_way=in_the_way,
         )
 
     def account(name: str) -> Account:
-        if name == ANY_ACCOUNT.name:
-            return ANY_ACCOUNT
         if name not in by_name:
             raise NotFound("account", name)
         return by_name[name]
 
-    return Explainer(route, account, max_header_bytes)
+    return Explainer(asked, account, known.settings.max_header_bytes)
 
 
-def explain_files(
-    directory: Directory, accounts: Sequence[tuple[Account, Pause | None]], max_header_bytes: int
-) -> Iterator[tuple[str, Explanation]]:
+def explain_files(known: Job) -> Iterator[tuple[str, Explanation]]:
     """Every mail that waits in a directory, by name; makes and locks nothing. Raises OSError."""
+    directory = known.directory
     maildir = directory.format is MessageFormat.MAILDIR
     folder = os.path.join(directory.path, "new") if maildir else directory.path
     matches = _matches(directory)
-    judge = explainer(accounts, max_header_bytes)
+    judge = explainer(known)
     folder_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         found = sorted(name for name in map(os.fsencode, os.listdir(folder_fd)) if matches(name))
@@ -209,6 +211,7 @@ def _show(e: Explanation) -> None:
     if e.dot_stuffing is not None:
         dots = e.dot_stuffing
         rows.append(("leading dots", f"{dots.verdict}: {dots.why} (setting: {dots.setting})"))
+    rows.append(("rewritten", e.rewritten))
     rows += [(f"account {choice.account}", choice.why) for choice in e.accounts]
     rows += [("note", note) for note in e.notes]
     out().print(table(("", ""), [(name, value) for name, value in rows if cell(value)]))

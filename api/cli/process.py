@@ -37,7 +37,7 @@ from api.cli.output import (
 )
 from api.cli.settings import Config, DataDir, local_settings
 from core.delivery import Delivered
-from core.domain.account import Account, Directory, DotStuffing, MessageFormat
+from core.domain.account import Account, Directory, DotStuffing, MessageFormat, SenderRoute, Strategy
 from core.domain.circuit import Pause, PausedBy
 from core.domain.message import State
 from core.domain.outcome import Outcome
@@ -50,6 +50,7 @@ from core.settings import Settings
 from core.spool.directory import DirectorySpool
 from core.store import accounts as account_rows
 from core.store import directories as directory_rows
+from core.store import sender_routes
 from core.store.store import Store
 
 CLOCK = SystemClock()
@@ -64,6 +65,7 @@ class Job:
     store: Store | None
     settings: Settings
     lock: DataDirLock | None = None  # held while the store is open
+    routes: tuple[SenderRoute, ...] = ()  # of the service, for all its directories
 
     def close(self) -> None:
         """Commit what is queued and let go."""
@@ -150,11 +152,11 @@ def _job(
     lock = DataDirLock(settings.data_dir)
     store = _open_store(settings)
     try:
-        known, accounts = _saved(store, path, account)
+        known, accounts, routes = _saved(store, path, account)
     except BaseException:
         store.close()
         raise
-    return Job(replace(known, **wanted), accounts, store, settings, lock)
+    return Job(replace(known, **wanted), accounts, store, settings, lock, routes)
 
 
 def saved_directory(path: str, name: str | None, data_dir: Path | None, config: Path | None) -> Job:
@@ -169,10 +171,10 @@ def saved_directory(path: str, name: str | None, data_dir: Path | None, config: 
     try:
         if name is not None:
             path = store.read_now(lambda session: directory_rows.get(session, name)).directory.path
-        directory, accounts = _saved(store, os.path.realpath(path), None, with_passwords=False)
+        directory, accounts, routes = _saved(store, os.path.realpath(path), None, with_passwords=False)
     finally:
         store.close()
-    return Job(directory, accounts, None, settings)
+    return Job(directory, accounts, None, settings, routes=routes)
 
 
 def _open_store(settings: Settings) -> Store:
@@ -182,21 +184,28 @@ def _open_store(settings: Settings) -> Store:
 
 def _saved(
     store: Store, path: str, account: str | None, *, with_passwords: bool = True
-) -> tuple[Directory, list[tuple[Account, Pause | None]]]:
-    """What the service's database knows of the path, and the account or accounts. Raises NotFound, SecretKeyLost."""
+) -> tuple[Directory, list[tuple[Account, Pause | None]], tuple[SenderRoute, ...]]:
+    """What the service's database knows of the path: its accounts or the one named, and the sender routes.
+
+    Sender routes are for the service's directories, and give way to an account that is named. Raises NotFound,
+    SecretKeyLost.
+    """
     records = store.read_now(directory_rows.load)
-    directory = next((r.directory for r in records if os.path.realpath(r.directory.path) == path), _unknown(path))
+    known = next((r.directory for r in records if os.path.realpath(r.directory.path) == path), None)
+    routes = store.read_now(sender_routes.load) if known is not None and account is None else ()
+    directory = known or _unknown(path)
     if account is not None:
-        directory = replace(directory, accounts=(account,))
+        directory = replace(directory, accounts=(account,), strategy=Strategy.FAILOVER, weights=())
+    names = dict.fromkeys([*directory.accounts, *(name for route in routes for name in route.accounts)])
 
     def read(session: Session) -> list[account_rows.AccountRecord]:
-        return [account_rows.get(session, store.secrets, name) for name in directory.accounts]
+        return [account_rows.get(session, store.secrets, name) for name in names]
 
     saved = store.read_now(read)
     lost = any(record.password_lost or record.oauth_lost for record in saved)
     if with_passwords and lost and store.secret_error is not None:
         raise store.secret_error
-    return directory, [(record.account, _operators(record.pause)) for record in saved]
+    return directory, [(record.account, _operators(record.pause)) for record in saved], routes
 
 
 def _operators(pause: Any) -> Pause | None:
@@ -241,6 +250,7 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
         done = await one_pass(
             job.directory,
             job.accounts,
+            routes=job.routes,
             clock=CLOCK,
             ledger=ledger,
             remember=forget if job.store is None else stored_in(ledger, job.store.secrets),
@@ -360,7 +370,7 @@ def _say(job: Job, *, as_json: bool) -> int:
     """What would be done, from a look at each file; nothing is opened for writing, made or locked."""
     from api.cli.explain import explain_files
 
-    found = list(explain_files(job.directory, job.accounts, job.settings.max_header_bytes))
+    found = list(explain_files(job))
     if as_json:
         show_json({"messages": [{"file_name": name, **asdict(explanation)} for name, explanation in found]})
     elif found:

@@ -109,11 +109,14 @@ class DotStuffingPublic(Out):
 
 
 class AccountChoicePublic(Out):
-    """One account of the directory, in order, and why it would or wouldn't be taken."""
+    """One account, in the order in which they are asked, and why it would or wouldn't be taken."""
 
     account: str
     chosen: bool
-    why: str
+    why: str = Field(
+        description="Why it stands where it stands (a sender route, the order, its share, its `senders`) and what is "
+        "in its way (disabled, paused or out of quota and until when, may not send as the sender)."
+    )
 
 
 class ExplanationPublic(Out):
@@ -132,8 +135,13 @@ class ExplanationPublic(Out):
     added: list[str] = Field(description="Header fields that are added.")
     re_encoded: list[str] = Field(description="What is re-encoded where the server needs it.")
     dot_stuffing: DotStuffingPublic | None
-    accounts: list[AccountChoicePublic]
+    accounts: list[AccountChoicePublic] = Field(
+        description="All that a mail of this sender could go through: a sender route's, else the directory's."
+    )
     notes: list[str]
+    rewritten: list[str] = Field(
+        description="Envelope sender and header lines as the account's `from_policy` makes them; empty: as they are."
+    )
 
 
 class HistoryPublic(Out):

@@ -18,6 +18,7 @@ from enum import StrEnum
 
 from core.domain.account import Directory, SenderRoute, Strategy
 from core.domain.senders import SendAs, domain_of, sender_entry
+from core.errors import SenderNotAllowed
 
 UNKNOWN, TRIED, SENDER_NOT_ALLOWED = "unknown", "tried", "sender_not_allowed"
 DISABLED, PAUSED, QUOTA = "disabled", "account_paused", "quota"
@@ -94,6 +95,16 @@ def _refusal(account: str, key: str, send_as: SendAsOf, in_the_way: InTheWay, tr
     if not allowed.allows(key):  # before what may pass
         return Refusal(account, SENDER_NOT_ALLOWED)
     return Refusal(account, TRIED) if account in tried else in_the_way(account)
+
+
+def no_account_for(sender: str, accounts: Iterable[str]) -> SenderNotAllowed:
+    """What becomes of mail whose sender none of the accounts that it could go through may use."""
+    return SenderNotAllowed(
+        "5.7.1",
+        f"no account may send as {sender}: asked were {', '.join(accounts)}",
+        remedy=f"add {sender} or {domain_of(sender)} to the `senders` of an account, or an account that may send as "
+        "it to the directory (or a sender route), then `mpu retry` the mail",
+    )
 
 
 # --- in which order ---------------------------------------------------------------------------------------------------

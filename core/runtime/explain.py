@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
 
 from core.delivery import block_of
 from core.domain.account import Account, Directory, DotStuffing
-from core.domain.content import is_signed, only_hidden_recipients
+from core.domain.content import FromRewrite, from_rewrite, is_signed, only_hidden_recipients, rewritten_from
+from core.domain.envelope import Envelope, rewrite_sender
 from core.domain.message import State
-from core.domain.routing import Refusal, Route
+from core.domain.routing import (
+    DISABLED,
+    PAUSED,
+    QUOTA,
+    SENDER_NOT_ALLOWED,
+    TRIED,
+    UNKNOWN,
+    Place,
+    Refusal,
+    Route,
+    Standing,
+    no_account_for,
+)
 from core.errors import MessageChanged, MessageRefused, MessageRejected, MessageUnreadable
 from core.runtime.views import (
     AccountChoice,
@@ -21,19 +36,29 @@ from core.runtime.views import (
 )
 from core.spool.body import Prepared, prepare
 
-_WHY = {
-    "tried": "was tried before",
-    "unknown": "there is no such account",
-    "disabled": "is disabled",
-    "account_paused": "is paused",
+_IN_THE_WAY = {
+    TRIED: "was tried before",
+    UNKNOWN: "there is no such account",
+    DISABLED: "is disabled",
+    PAUSED: "is paused",
+    QUOTA: "has spent its quota",
+}
+_PLACES = {
+    Place.SENDER_ROUTE: "a sender route names {}",
+    Place.ORDER: "in the directory's order",
+    Place.TURN: "shares the mail by weight {}",
+    Place.ADDRESS: "its senders name {}",
+    Place.DOMAIN: "its senders name {}",
+    Place.ANYONE: "takes any sender",
+    Place.REST: "its senders name others",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Explainer:
-    """`route`: which account a message of the directory would take now; `account`: its settings."""
+    """`standings`: the accounts for a message of this envelope sender, best first; `account`: its settings."""
 
-    route: Callable[[Directory], Route]
+    standings: Callable[[Directory, str], Sequence[Standing]]
     account: Callable[[str], Account]
     max_header_bytes: int
 
@@ -66,40 +91,93 @@ class Explainer:
         return self._of(directory, prepared, size, proven)
 
     def _of(self, directory: Directory, prepared: Prepared, size: int, proven: DotStuffing | None) -> Explanation:
-        route = self.route(directory)
-        choices = [AccountChoice(r.account, chosen=False, why=_why(r)) for r in route.refusals]
-        if route.account is not None:
-            choices.append(AccountChoice(route.account, chosen=True, why="the first in order that may be used now"))
-            why = f"goes out through {route.account}"
-            account = self.account(route.account)
+        header, sender = prepared.header, prepared.envelope.sender
+        standings = self.standings(directory, sender)
+        refusals = tuple(standing.refusal for standing in standings if standing.refusal is not None)
+        free = [standing.account for standing in standings if standing.refusal is None]
+        outcome: Literal["send", "wait", "badmail"] = "send" if free else "wait"
+        state, code, account, rewrite = State.WAITING, None, None, None
+        if free:
+            account = self.account(free[0])
+            rewrite = from_rewrite(header, account.from_address, account.from_policy)
+            why = f"goes out through {account.name}"
             limit = account.recipients_per_message
             if len(prepared.envelope.recipients) > limit:
                 why += f", in transactions of at most {limit} recipients"
+        elif Route(None, refusals).never:
+            error = no_account_for(sender, [standing.account for standing in standings])
+            outcome, state, code, why = "badmail", State.BADMAIL, error.enhanced_code, f"{error.detail}; {error.remedy}"
         else:
-            why = f"no account may be used now: {block_of(route).reason}"
-        header = prepared.header
-        stripped = dict.fromkeys(header.data[s : s + len(n)].decode("ascii") for n, s, _, _ in header.leaving)
+            why = f"no account may be used now: {_in_the_way(block_of(Route(None, refusals)), '')}"
+        leaving = dict.fromkeys(header.data[s : s + len(n)].decode("ascii") for n, s, _, _ in header.leaving)
         return Explanation(
             directory=directory.name,
-            outcome="send" if route.account is not None else "wait",
-            state=State.WAITING,
+            outcome=outcome,
+            state=state,
             why=why,
-            enhanced_code=None,
+            enhanced_code=code,
             envelope=_envelope(prepared),
             internet_message_id=prepared.internet_message_id,
             subject=prepared.subject,
             size_bytes=size,
-            stripped=tuple(stripped),
+            stripped=(*leaving, *_gives_way(prepared, rewrite)),
             added=tuple(_added(prepared)),
-            re_encoded=tuple(_re_encoded(prepared)),
+            re_encoded=tuple(_re_encoded(prepared, rewrite)),
             dot_stuffing=_dots(directory, prepared, proven),
-            accounts=tuple(choices),
+            accounts=tuple(_choices(standings, sender, self.account)),
             notes=prepared.notes,
+            rewritten=tuple(_rewritten(prepared, account, rewrite)),
         )
 
 
-def _why(refusal: Refusal) -> str:
-    return _WHY.get(refusal.reason, refusal.reason)
+def _choices(standings: Sequence[Standing], sender: str, account: Callable[[str], Account]) -> Iterator[AccountChoice]:
+    chosen: str | None = None
+    for standing in standings:
+        place = _PLACES[standing.place].format(standing.detail)
+        if standing.place is Place.TURN and standing.detail == "0":
+            place = "has weight 0: only if no other may"
+        if standing.refusal is not None:
+            counts = sender
+            if standing.refusal.reason == SENDER_NOT_ALLOWED:
+                settings = account(standing.account)
+                counts = rewrite_sender(Envelope(sender, ()), settings.from_address, settings.from_policy).sender
+            yield AccountChoice(
+                standing.account, chosen=False, why=f"{_in_the_way(standing.refusal, counts)} ({place})"
+            )
+        elif chosen is None:
+            chosen = standing.account
+            yield AccountChoice(standing.account, chosen=True, why=f"takes it: {place}")
+        else:
+            yield AccountChoice(standing.account, chosen=False, why=f"helps out where {chosen} can't ({place})")
+
+
+def _in_the_way(refusal: Refusal, sender: str) -> str:
+    """In plain words. `sender`: the address that counts for the account."""
+    if refusal.reason == SENDER_NOT_ALLOWED:
+        return f"may not send as {sender}"
+    words = _IN_THE_WAY.get(refusal.reason, refusal.reason)
+    if refusal.until is None:
+        return words
+    return f"{words} until {datetime.fromtimestamp(refusal.until, UTC).isoformat(timespec='seconds')}"
+
+
+def _gives_way(prepared: Prepared, rewrite: FromRewrite | None) -> Iterator[str]:
+    """Names of the fields that leave because From is rewritten."""
+    if rewrite is not None:
+        for name, shown in ((b"sender", "Sender"), (b"dkim-signature", "DKIM-Signature")):
+            if name in prepared.header.by_name:
+                yield shown
+
+
+def _rewritten(prepared: Prepared, account: Account | None, rewrite: FromRewrite | None) -> Iterator[str]:
+    """The sender as the account's `from_policy` makes it, in envelope and header."""
+    if account is not None:
+        envelope = rewrite_sender(prepared.envelope, account.from_address, account.from_policy)
+        if envelope.sender != prepared.envelope.sender:
+            yield f"envelope sender: {envelope.sender}"
+    if rewrite is not None:
+        for line in rewritten_from(prepared.header, rewrite):
+            yield line.decode("utf-8", "replace").replace("\r\n", "")
 
 
 def _ended(
@@ -143,11 +221,11 @@ def _added(prepared: Prepared) -> list[str]:
     return added
 
 
-def _re_encoded(prepared: Prepared) -> list[str]:
+def _re_encoded(prepared: Prepared, rewrite: FromRewrite | None) -> list[str]:
     facts, what = prepared.facts, []
     if facts.has_nul or facts.long_line:
         what.append("the parts with NUL octets or a line over 998 octets")
-    if facts.eight_bit and not is_signed(prepared.header):
+    if facts.eight_bit and not is_signed(prepared.header, without_dkim=rewrite is not None):
         what.append("8-bit parts, where the server does not offer 8BITMIME")
     if not prepared.header.data.isascii():
         what.append("raw octets over 127 in the header, where the server does not offer SMTPUTF8")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from core.cycle import Cycle
 from core.delivery import Delivered, Delivery, Limits
-from core.domain.account import Account, Directory
+from core.domain.account import Account, Directory, SenderRoute
 from core.domain.circuit import Pause
 from core.domain.clock import Clock
 from core.domain.outcome import Outcome
@@ -57,6 +57,7 @@ async def process(
     directory: Directory,
     accounts: Sequence[tuple[Account, Pause | None]],
     *,
+    routes: Sequence[SenderRoute] = (),
     clock: Clock,
     ledger: Ledger,
     settings: Settings,
@@ -67,8 +68,8 @@ async def process(
 ) -> Processed:
     """Send what is due in the directory, through its accounts; ends when nothing can go now, or on `stop`.
 
-    `accounts`: those that the directory names, with an operator's pause where there is one. `remember` stores a
-    refresh token that changes. Raises DirectoryUnavailable.
+    `accounts`: those that the directory and the sender routes name, with an operator's pause where there is one.
+    `remember` stores a refresh token that changes. Raises DirectoryUnavailable.
     """
     stop = stop or asyncio.Event()
     tokens = Tokens(settings, clock, remember)
@@ -81,6 +82,7 @@ async def process(
     )
     for account, pause in accounts:
         outlets.set(account, pause)
+    outlets.set_sender_routes(routes)
     result = Processed()
 
     def note(_directory: Directory, delivered: Delivered) -> None:

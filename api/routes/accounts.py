@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Query, Request, Response
 
 from api.deps import By, Cursor, IfMatch, Limit, NameIn, Relay, location
+from api.errors import Forbidden
 from api.openapi import ACCOUNTS, CREATED, ETAG, operation
 from api.schemas import examples
 from api.schemas.accounts import (
@@ -20,7 +21,7 @@ from api.schemas.accounts import (
     TestMessagePublic,
 )
 from api.schemas.base import ListOut, page_out
-from api.security import GuardedRoute
+from api.security import GuardedRoute, allows
 from core.errors import FieldError, InvalidSettings
 from core.runtime.facade import Saved
 from core.runtime.views import AccountView, Scope
@@ -32,6 +33,11 @@ CheckFirst = Annotated[
 ]
 _NOT_FOUND = "There is no such account. Remedy: GET /accounts lists them."
 _STALE = "It was changed since you saw it. Remedy: GET it again, then repeat."
+_STEPS = (
+    "Name service, port, banner, TLS and certificate, extensions, login, NOOP, and whether it may send as its address, "
+    "where that can be asked without sending; each step with its time and, where it fails, the probable cause and what "
+    "to do. Takes 30 seconds at most. The answer is 200 whatever it found; `ok` says whether every required step was."
+)
 _CHECKED = "A field is wrong or unknown, or the check failed (`check`: each step with its remedy)."
 
 
@@ -78,16 +84,18 @@ async def create_account(
         "check_unsaved_account",
         Scope.OPERATE,
         "Try an account that isn't saved",
-        text="Connects, sets TLS up, logs in and says NOOP; each step with time, cause and remedy. The answer is 200 "
-        "whatever it found; `ok` says it.",
-        mail="No mail is sent and nothing is saved.",
+        text=_STEPS,
+        mail="No mail is sent and nothing is saved. With `password_from` the scope admin is needed.",
         body=True,
     ),
 )
 async def check_unsaved_account(
-    relay: Relay, body: Annotated[AccountTry, Body(openapi_examples=examples.ACCOUNT_TRY)]
+    relay: Relay, actor: By, body: Annotated[AccountTry, Body(openapi_examples=examples.ACCOUNT_TRY)]
 ) -> CheckPublic:
     account = body.value(body.name)
+    if account.password_from is not None and not allows(actor, Scope.ADMIN):
+        detail = "a password from outside is tried by admins only: it would go to any server that is named"
+        raise Forbidden(detail, required_scope=Scope.ADMIN)
     await relay.accounts.examine(account)
     return CheckPublic.model_validate(await relay.checks.account(account))
 
@@ -191,8 +199,7 @@ async def delete_account(relay: Relay, actor: By, name: NameIn, if_match: IfMatc
         "check_account",
         Scope.OPERATE,
         "Try a saved account",
-        text="Connects, sets TLS up, logs in and says NOOP; each step with time, cause and remedy. The answer is 200 "
-        "whatever it found; `ok` says it.",
+        text=_STEPS,
         errors={404: _NOT_FOUND},
     ),
 )

@@ -65,14 +65,18 @@ FromAddress = Annotated[
     Field(
         min_length=3,
         max_length=320,
-        description="The address that this account may send as. Default null.",
+        description="The account's own address: `from_policy` puts it in the sender's place, and test messages come "
+        "from it. Default null.",
     ),
 ]
 FromPolicyWord = Annotated[
     Literal["keep", "replace", "reply_to"],
     Field(
-        description="What becomes of the From header where there is a `from_address`. keep: nothing; replace: From "
-        "becomes it; reply_to: the same, and the writer's address becomes Reply-To. Default keep."
+        description="What becomes of the sender where there is a `from_address`. keep: nothing; replace: the envelope "
+        "sender and the From header become it (the writer's display name stays, a Sender field leaves); reply_to: the "
+        "same, and the writer's From becomes Reply-To where there is none. The envelope of bounces (the null sender) "
+        "stays. A DKIM signature, which covers From, leaves with the old one; where From is the address already, "
+        "nothing changes. Default keep."
     ),
 ]
 MaxConnections = Annotated[int, Field(ge=1, le=200, description="Connections at once. Default 5, 1 to 200.")]
@@ -122,8 +126,9 @@ PasswordFrom = Annotated[
         min_length=5,
         max_length=4096,
         pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+|credential:[A-Za-z0-9_.-]+)$",
-        description="Where the password is read from instead of the database: `env:NAME`, `file:/path` (Docker, "
-        "Kubernetes) or `credential:NAME` (systemd). Default null.",
+        description="Where the password is read from, at each login, instead of the database: `env:NAME` (NAME begins "
+        "with MPU_SECRET_), `file:/run/secrets/NAME` (Docker, Kubernetes; other directories: MPU_SECRET_FILES) or "
+        "`credential:NAME` (systemd). Excludes `password`; a new host or port needs it again. Default null.",
     ),
 ]
 Sender = Annotated[str, Printable, Field(min_length=2, max_length=320)]
@@ -305,6 +310,22 @@ class ReplyRulePublic(Out):
     pause_seconds: Number | None
 
 
+class UsagePublic(Out):
+    """What an account sent of late."""
+
+    messages_last_hour: int = Field(
+        description="Messages that its server took, or may have taken. Counted in buckets of 5 minutes, of which the "
+        "oldest counts as a whole."
+    )
+    messages_last_day: int = Field(description="Likewise, of the last 24 hours.")
+    recipients_last_day: int = Field(description="Recipients of these messages.")
+    next_at: Time | None = Field(description="Out of quota: when one more message may go. null: it may go now.")
+    rate_per_second: Number | None = Field(
+        description="Messages a second that it is slowed down to because its server asked for it; creeps back by a "
+        "tenth a minute. null: it isn't."
+    )
+
+
 class AccountPublic(Out):
     """An account as it is shown."""
 
@@ -335,7 +356,9 @@ class AccountPublic(Out):
     messages_per_day: int | None
     recipients_per_day: int | None
     reply_rules: list[ReplyRulePublic]
-    password_set: bool = Field(description="Whether a password is saved; it is never shown.")
+    password_set: bool = Field(
+        description="Whether a password is saved, or can be read now where `password_from` says; it is never shown."
+    )
     password_changed_at: Time | None
     password_lost: bool = Field(description="The encryption key does not open it: nothing is sent until it is set.")
     created_at: Time
@@ -344,6 +367,7 @@ class AccountPublic(Out):
         description="Directories and sender routes (`sender_routes/N` of GET /settings) that send through it."
     )
     pause: Pause | None = Field(description="Why it stands still; null: it doesn't.")
+    usage: UsagePublic
 
     @classmethod
     def of(cls, view: AccountView) -> AccountPublic:
@@ -358,6 +382,7 @@ class AccountPublic(Out):
             updated_at=view.updated_at,
             used_by=list(view.used_by),
             pause=None if view.pause is None else Pause.model_validate(view.pause),
+            usage=UsagePublic.model_validate(view.usage),
         )
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from api.schemas.base import In, Name, Number, Out, Pause, Printable, Time, Word
 from api.schemas.oauth import OAuthPublic, OAuthShape, OAuthUpdate, oauth_typed
-from core.domain.account import Account, AuthMethod, FromPolicy, ReplyRule, Security
+from core.domain.account import Account, AuthMethod, FromPolicy, OAuth, ReplyRule, Security
 from core.domain.oauth import SECRETS
 from core.domain.outcome import Blame
 from core.domain.presets import filled, host_needed
@@ -223,6 +223,8 @@ class AccountSettings(In):
         named = _typed({**self.model_dump(exclude_unset=True), "name": name})
         if named.get("host", "") is None:
             del named["host"]
+        if named.get("oauth") is not None:
+            named["oauth"] = OAuth(**oauth_typed(named["oauth"]))
         settings = filled(named)
         if "host" not in settings:
             raise InvalidSettings([FieldError("/host", "required", host_needed(self.preset))])

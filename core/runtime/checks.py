@@ -14,8 +14,9 @@ from core.domain.address import AddressError, parse_mailbox
 from core.domain.blame import judge
 from core.domain.clock import Clock
 from core.domain.envelope import Recipient
-from core.domain.outcome import Outcome, RecipientOutcome
+from core.domain.outcome import AccountFault, Outcome, RecipientOutcome
 from core.domain.reply import Reply
+from core.domain.reply_rules import compiled
 from core.errors import FieldError, InvalidSettings, RelayError
 from core.runtime.audit import Audit
 from core.runtime.outlets import Outlets
@@ -94,11 +95,12 @@ class Checks:
         )
         message_id = make_msgid(domain=self.host_name)
         began = time.perf_counter()
-        outcome, server, tls = await self._send(settings, sender, recipient, message_id)
+        outcome, server, tls, fault = await self._send(settings, sender, recipient, message_id)
         await self.audit.record(actor, "account.test_message", account, {"to": recipient})
-        remedy = ""
-        if outcome.outcome is not Outcome.SENT and outcome.code is not None:
-            remedy = judge(outcome.phase, Reply(outcome.code, (outcome.text,))).remedy
+        remedy = fault.remedy if fault is not None else ""
+        if fault is None and outcome.outcome is not Outcome.SENT and outcome.code is not None:
+            said, own = Reply(outcome.code, (outcome.text,)), compiled(settings.reply_rules)
+            remedy = judge(outcome.phase, said, sender=sender, recipients=[recipient], own=own).remedy
         return TestMessageView(
             ok=outcome.outcome is Outcome.SENT,
             status=outcome.outcome,
@@ -116,7 +118,7 @@ class Checks:
 
     async def _send(
         self, account: Account, sender: str, recipient: str, message_id: str
-    ) -> tuple[RecipientOutcome, str, str | None]:
+    ) -> tuple[RecipientOutcome, str, str | None, AccountFault | None]:
         date = format_datetime(datetime.fromtimestamp(int(self.clock.now()), UTC))
         lines = (
             f"From: {sender}",
@@ -139,12 +141,12 @@ class Checks:
             code = fault.reply.code if fault.reply is not None else None
             enhanced = fault.reply.enhanced_code if fault.reply is not None else None
             outcome = RecipientOutcome(recipient, Outcome.DEFERRED, fault.phase, None, code, enhanced, fault.detail)
-            return outcome, f"{account.host}:{account.port}", None
+            return outcome, f"{account.host}:{account.port}", None, fault
         try:
             attempt = await turn.send(mail, _NoJournal(), self.clock.now())
         finally:
             turn.release()
-        return attempt.outcomes[0], attempt.server, attempt.tls
+        return attempt.outcomes[0], attempt.server, attempt.tls, attempt.fault
 
 
 class _Text:

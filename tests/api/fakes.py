@@ -16,6 +16,7 @@ from core.runtime.audit import Audit
 from core.runtime.directories import Directories
 from core.runtime.history import History
 from core.runtime.keys import Keys
+from core.runtime.quotas import Quotas
 from core.runtime.views import (
     Actor,
     ActView,
@@ -380,7 +381,13 @@ class FakeRelay:
             "pauses": self.pauses,
             "checks": self.checks,
         }
-        self.accounts = Accounts(store, self.audit, apply=self.apply_account, **common)
+        self.accounts = Accounts(
+            store,
+            self.audit,
+            apply=self.apply_account,
+            quotas=Quotas(clock=clock, on_open=lambda _name: None),
+            **common,
+        )
         self.directories = Directories(store, self.audit, apply=self.apply_directory, **common)
         self.queue = FakeQueue()
         self.reasons = FakeReasons()

@@ -238,14 +238,17 @@ def read_answer(answer: Answer, *, where: str, secrets: Iterable[str | None] = (
     error = content.get("error")
     if not isinstance(error, str):
         error = None
-    text = _words(error, content.get("error_description"), secrets)
+    said = _words(error, content.get("error_description"))
+    text = without(said, secrets)
+    if len(text) > _MAX_DETAIL_CHARACTERS:
+        text = f"{text[:_MAX_DETAIL_CHARACTERS]}..."
     passing = answer.status in (408, 425, 429) or answer.status >= 500
-    if passing or error in _PASSING_ERRORS or _PASSING_TEXT.search(text):
+    if passing or error in _PASSING_ERRORS or _PASSING_TEXT.search(said):
         pause = min(max(answer.retry_after_seconds or MINUTE, 1.0), MAX_RETRY_AFTER_SECONDS)
         detail = f"{where} answered {answer.status}{': ' if text else ''}{text}"
         return Trouble("token_delayed", detail, "Nothing to do: MPU tries again by itself.", pause, True, error)
     if error is not None and 400 <= answer.status < 500:
-        return Trouble("token_refused", f"{where} gives no token: {text}", remedy_of(text), None, False, error)
+        return Trouble("token_refused", f"{where} gives no token: {text}", remedy_of(said), None, False, error)
     if 300 <= answer.status < 400:
         return _malformed(f"{where} answered {answer.status}, a redirect, which is not followed")
     return _malformed(f"{where} answered {answer.status} and no OAuth error")
@@ -273,7 +276,7 @@ def remedy_of(text: str) -> str:
 def without(text: str, secrets: Iterable[str | None]) -> str:
     """The text with every secret masked, as it is or in a form's coding."""
     for secret in secrets:
-        if secret:
+        if secret and len(secret) >= 4:  # a shorter one may be a part of any word
             for form in {secret, quote_plus(secret), quote(secret, safe=""), json.dumps(secret)[1:-1]}:
                 text = text.replace(form, MASK)
     return text
@@ -317,10 +320,9 @@ def _seconds(value: object) -> float | None:
     return min(float(value), MAX_LIFETIME_SECONDS)
 
 
-def _words(error: str | None, description: object, secrets: Iterable[str | None]) -> str:
-    """The provider's words: one line, no secret, without the ids that differ from one answer to the next."""
+def _words(error: str | None, description: object) -> str:
+    """The provider's words: one line, without the ids that differ from one answer to the next."""
     said = description if isinstance(description, str) else ""
     said = re.split(r"[\r\n]|\s*Trace ID:", said, maxsplit=1)[0]
-    text = without(": ".join(part for part in (error, said) if part), secrets)
-    text = "".join(char if char.isprintable() else " " for char in text).strip()
-    return text if len(text) <= _MAX_DETAIL_CHARACTERS else f"{text[:_MAX_DETAIL_CHARACTERS]}..."
+    text = ": ".join(part for part in (error, said) if part)
+    return "".join(char if char.isprintable() else " " for char in text).strip()

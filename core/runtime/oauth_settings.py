@@ -18,14 +18,15 @@ _GOES_TO = ("host", "port")  # of the account: who gets the access token
 _ASKED_AT = ("provider", "tenant", "client_id", "token_url")  # of its oauth: who gets the secrets
 
 
-def patched(present: OAuth | None, patch: Mapping[str, Any] | None) -> tuple[OAuth | None, Secrets]:
+def patched(record: AccountRecord, patch: Mapping[str, Any] | None) -> tuple[OAuth | None, Secrets]:
     """RFC 7396: None removes the whole; a member that is None takes its default. Raises InvalidSettings."""
     if patch is None:
         return None, {}
+    present = record.account.oauth
     fields = with_defaults(OAuth, patch, "/oauth")
     secrets = {name: fields[name] for name in SECRETS if name in fields}
     if present is not None:
-        return replace(present, **fields), secrets
+        return _newest(record, replace(present, **fields), secrets)
     if not fields:
         return None, {}
     absent = [name for name in ("provider", "grant") if name not in fields]
@@ -34,14 +35,24 @@ def patched(present: OAuth | None, patch: Mapping[str, Any] | None) -> tuple[OAu
     return OAuth(**fields), secrets
 
 
-def replaced(present: OAuth | None, wanted: OAuth | None, keep: Collection[str]) -> tuple[OAuth | None, Secrets]:
+def replaced(record: AccountRecord, wanted: OAuth | None, keep: Collection[str]) -> tuple[OAuth | None, Secrets]:
     """The wanted settings; of the present ones only the secrets that are named in `keep`."""
     if wanted is None:
         return None, {}
+    present = record.account.oauth
     secrets = {name: getattr(wanted, name) for name in SECRETS if name not in keep}
     if present is not None:
         wanted = replace(wanted, **{name: getattr(present, name) for name in SECRETS if name in keep})
-    return wanted, secrets
+    return _newest(record, wanted, secrets)
+
+
+def _newest(record: AccountRecord, wanted: OAuth, secrets: dict[str, str | None]) -> tuple[OAuth, Secrets]:
+    """Who gives the same refresh token as before, as a playbook does, means the one that the provider made of it."""
+    present = record.account.oauth
+    if present is None or record.oauth_first is None or secrets.get("refresh_token") != record.oauth_first:
+        return wanted, secrets
+    newest = present.refresh_token
+    return replace(wanted, refresh_token=newest), {**secrets, "refresh_token": newest}
 
 
 def kept(before: AccountRecord, secrets: Secrets) -> set[str]:

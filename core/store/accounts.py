@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any
 
@@ -54,6 +54,9 @@ _PLAIN = (
 )
 
 
+_FIRST = "first_refresh_token"  # beside the secrets
+
+
 class Password(Enum):
     """What a change says of the password, where it doesn't give one."""
 
@@ -73,6 +76,7 @@ class AccountRecord:
     password_lost: bool  # there is one, but the encryption key doesn't open it: it must be set again
     oauth_set: tuple[str, ...]  # which secrets of `account.oauth` there are
     oauth_lost: bool  # as password_lost
+    oauth_first: str | None = field(repr=False)  # the refresh token that somebody gave, where the provider changed it
     pause: Pause | None  # over or not: ask in_force
 
 
@@ -152,10 +156,11 @@ def refresh_token_changed(session: Session, secrets: Secrets, oauth: OAuth, refr
     """
     names = []
     for row in session.exec(select(AccountRow).where(col(AccountRow.oauth_secrets).is_not(None))):
-        present = _record(row, secrets).account.oauth
+        record = _record(row, secrets)
+        present = record.account.oauth
         if present is not None and _same_login(present, oauth):
-            kept = {**_secrets_of(present), "refresh_token": refresh_token}
-            row.oauth_secrets = _seal_oauth(secrets, row.name, kept)
+            held = {**_secrets_of(present), "refresh_token": refresh_token}
+            row.oauth_secrets = _seal_oauth(secrets, row.name, held, record.oauth_first or present.refresh_token)
             session.add(row)
             names.append(row.name)
     session.flush()
@@ -223,8 +228,11 @@ def _oauth_settings(oauth: OAuth | None, held: Collection[str]) -> dict[str, Any
     return {**asdict(without_secrets(oauth)), "secrets": sorted(held)}
 
 
-def _seal_oauth(secrets: Secrets, account: str, held: Mapping[str, str]) -> str | None:
-    return secrets.seal(oauth_purpose_of(account), json.dumps(held)) if held else None
+def _seal_oauth(secrets: Secrets, account: str, held: Mapping[str, str], first: str | None = None) -> str | None:
+    """`first`: see AccountRecord.oauth_first."""
+    if not held:
+        return None
+    return secrets.seal(oauth_purpose_of(account), json.dumps(held if first is None else {**held, _FIRST: first}))
 
 
 def _change_oauth(
@@ -238,7 +246,8 @@ def _change_oauth(
     changed = wanted != present
     lost_stay = before.oauth_lost and oauth is not None and not given
     if not lost_stay and (changed or before.oauth_lost):
-        row.oauth_secrets = _seal_oauth(secrets, row.name, wanted)
+        same = "refresh_token" in wanted and wanted["refresh_token"] == present.get("refresh_token")
+        row.oauth_secrets = _seal_oauth(secrets, row.name, wanted, before.oauth_first if same else None)
         changed = True
     settings = _oauth_settings(oauth, before.oauth_set if lost_stay else wanted)
     if settings != row.oauth:
@@ -247,19 +256,21 @@ def _change_oauth(
     return changed
 
 
-def _oauth(row: AccountRow, secrets: Secrets) -> tuple[OAuth | None, tuple[str, ...], bool]:
-    """The settings with their secrets, which of these there are, and whether they don't open."""
+def _oauth(row: AccountRow, secrets: Secrets) -> tuple[OAuth | None, tuple[str, ...], bool, str | None]:
+    """The settings with their secrets, which of these there are, whether they don't open, and `oauth_first`."""
     if row.oauth is None:
-        return None, (), False
+        return None, (), False, None
     plain = {name: value for name, value in row.oauth.items() if name != "secrets"}
-    held, lost = {}, False
+    held: dict[str, str] = {}
+    lost = False
     if row.oauth_secrets is not None:
         try:
             held = json.loads(secrets.open(oauth_purpose_of(row.name), row.oauth_secrets))
         except SecretUnreadable:
             lost = True
     words = {"provider": OAuthProvider(plain["provider"]), "grant": OAuthGrant(plain["grant"])}
-    return OAuth(**{**plain, **words, **held}), tuple(row.oauth["secrets"]), lost
+    first = held.pop(_FIRST, None)
+    return OAuth(**{**plain, **words, **held}), tuple(row.oauth["secrets"]), lost, first
 
 
 def _settings(account: Account) -> dict[str, Any]:
@@ -284,7 +295,7 @@ def _record(row: AccountRow, secrets: Secrets) -> AccountRecord:
             password = secrets.open(purpose_of(row.name), row.password)
         except SecretUnreadable:
             lost = True
-    oauth, oauth_set, oauth_lost = _oauth(row, secrets)
+    oauth, oauth_set, oauth_lost, oauth_first = _oauth(row, secrets)
     account = Account(
         name=row.name,
         oauth=oauth,
@@ -306,5 +317,6 @@ def _record(row: AccountRow, secrets: Secrets) -> AccountRecord:
         lost,
         oauth_set,
         oauth_lost,
+        oauth_first,
         of_row(row),
     )

@@ -37,8 +37,8 @@ from core.domain.routing import (
     WAITS,
     Refusal,
     Route,
+    no_account_for,
 )
-from core.domain.senders import domain_of
 from core.domain.sidecar import Sidecar
 from core.errors import (
     MessageChanged,
@@ -348,7 +348,7 @@ class Delivery:
                 return
             if name is None:
                 if work.route.never:
-                    raise _no_account_for(sender, work.route)
+                    raise no_account_for(sender, [refusal.account for refusal in work.route.refusals])
                 if await self._outlets.waited(work.route):
                     continue
                 return
@@ -836,16 +836,6 @@ def block_of(route: Route) -> Refusal:
     if first.reason == PAUSED and route.until is not None and route.until == route.quota_until:
         first = next(r for r in route.refusals if r.reason == QUOTA and r.until == route.until)  # what it waits for
     return replace(first, reason=PAUSED if first.reason == TRIED else first.reason, until=route.until)
-
-
-def _no_account_for(sender: str, route: Route) -> SenderNotAllowed:
-    names = ", ".join(refusal.account for refusal in route.refusals)
-    return SenderNotAllowed(
-        "5.7.1",
-        f"no account may send as {sender}: asked were {names}",
-        remedy=f"add {sender} or {domain_of(sender)} to the `senders` of an account, or an account that may send as "
-        "it to the directory (or a sender route), then `mpu retry` the mail",
-    )
 
 
 def _blame_of(rejection: MessageRejected) -> Blame:

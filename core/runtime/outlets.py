@@ -146,7 +146,7 @@ class Outlets:
             routes=self._routes,
             send_as=self._send_as,
             in_the_way=self._in_the_way,
-            shares=self._shares_of(directory),
+            shares=self._known_shares(directory),
         )
 
     def serves(self, account: str, directory: Directory) -> bool:
@@ -156,10 +156,16 @@ class Outlets:
     def _shares_of(self, directory: Directory) -> Shares | None:
         if directory.strategy is not Strategy.BALANCE:
             return None
-        shares = self._shares.get(directory.name)
-        if shares is None or (shares.accounts, shares.weights) != (directory.accounts, directory.weights):
+        shares = self._known_shares(directory)
+        if shares is None:
             shares = self._shares[directory.name] = Shares(directory.accounts, directory.weights)
         return shares
+
+    def _known_shares(self, directory: Directory) -> Shares | None:
+        """None: nothing was sent yet since the accounts or weights were set."""
+        shares = self._shares.get(directory.name)
+        known = shares is not None and (shares.accounts, shares.weights) == (directory.accounts, directory.weights)
+        return shares if known else None
 
     def _send_as(self, name: str) -> SendAs | None:
         outlet = self._outlets.get(name)

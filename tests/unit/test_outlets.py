@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from core.domain.account import Account, Directory
+from core.domain.account import Account, Directory, FromPolicy, SenderRoute, Strategy
 from core.domain.circuit import Pause, PausedBy
 from core.domain.outcome import AccountFault
 from core.domain.reply import Phase
@@ -158,6 +158,60 @@ async def test_disabled_removed_and_tried_accounts_are_not_taken(bench: Bench) -
 
 async def test_a_directory_without_accounts_has_no_way_out(bench: Bench) -> None:
     assert bench.outlets.route(Directory("in", "/in"), NOBODY) == Route(None)
+
+
+async def test_the_common_case_is_one_look_up_and_makes_nothing(bench: Bench) -> None:
+    prepared = bench.outlets.route(DIRECTORY, NOBODY, "jo@a.example")
+    assert bench.outlets.route(DIRECTORY, NOBODY, "x@b.example") is prepared
+    assert bench.outlets.route(DIRECTORY, NOBODY) is prepared
+    bench.outlets.set_sender_routes([SenderRoute(("@c.example",), ("spare",))])
+    assert bench.outlets.route(DIRECTORY, NOBODY, "jo@c.example") == Route("spare")
+    bench.outlets.set_sender_routes([])
+    assert bench.outlets.route(DIRECTORY, NOBODY, "jo@c.example") is prepared
+    own = replace(OUT, senders=("@x.example",), from_address="jo@x.example", from_policy=FromPolicy.REPLACE)
+    bench.outlets.set(own)  # it sends as itself, whoever wrote the mail
+    assert bench.outlets.route(DIRECTORY, NOBODY, "jo@c.example") is prepared
+
+
+async def test_senders_count_from_the_next_message_on(bench: Bench) -> None:
+    bench.outlets.set(replace(OUT, senders=("@x.example",)))
+    assert bench.outlets.route(DIRECTORY, NOBODY, "jo@X.example").account == "out"
+    refused = (Refusal("out", "sender_not_allowed"),)
+    assert bench.outlets.route(DIRECTORY, NOBODY, "jo@y.example") == Route("spare", refused)
+    assert bench.outlets.route(DIRECTORY, NOBODY).account == "out"  # mail of some sender could go
+    bench.outlets.set(OUT)
+    assert bench.outlets.route(DIRECTORY, NOBODY, "jo@y.example") == Route("out")
+
+
+async def test_turns_are_counted_where_mail_sets_out_and_not_where_somebody_asks(bench: Bench) -> None:
+    directory = replace(DIRECTORY, strategy=Strategy.BALANCE, weights=(2, 1))
+
+    def set_out() -> str | None:
+        for _ in range(3):
+            bench.outlets.route(directory, NOBODY)
+            bench.outlets.standings(directory, "jo@x.example")
+        name = bench.outlets.route(directory, NOBODY, "jo@x.example").account
+        assert name is not None
+        bench.outlets.ended(bench.outlets.begin(name, directory))
+        return name
+
+    assert [set_out() for _ in range(6)] == ["out", "spare", "out"] * 2
+    directory = replace(directory, weights=(1, 2))  # other weights: from the beginning
+    assert [set_out() for _ in range(6)] == ["out", "spare", "spare"] * 2
+    other = replace(directory, name="other")
+    assert bench.outlets.route(other, NOBODY, "jo@x.example").account == "out"
+
+
+async def test_a_sender_routes_account_serves_every_directory(bench: Bench) -> None:
+    one = Directory("one", "/one", ("out",))
+    assert [bench.outlets.serves(name, one) for name in ("out", "spare")] == [True, False]
+    bench.outlets.set_sender_routes([SenderRoute(("@c.example",), ("spare",))])
+    assert bench.outlets.serves("spare", one)
+    bench.outlets.pause("out", "maintenance", None)
+    assert bench.outlets.route(one, NOBODY).account == "spare"  # some message could go,
+    assert bench.outlets.route(one, NOBODY, "jo@x.example").account is None  # this one can't
+    bench.outlets.pause("spare", "maintenance", None)
+    assert bench.outlets.route(one, NOBODY).refusals == (Refusal("out", "account_paused"),)
 
 
 # --- faults and trials -----------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ async def test_a_private_target_is_asked_nothing_where_the_settings_forbid_these
         await _fill(bench)
         await _kept(bench, "target_forbidden")
         checked = (await bench.http.post("/accounts/main/check")).json()
-        assert [step["cause"] for step in checked["steps"] if not step["ok"]] == ["target_forbidden"]
+        assert [step["code"] for step in checked["steps"] if not step["ok"]] == ["target_forbidden"]
         assert server.accepted == 0
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from core.domain.account import AuthMethod, Security
+from core.domain.account import Security
 
 STARTTLS, TLS = Security.STARTTLS, Security.TLS
 DAY_RECIPIENTS = 10_000
@@ -45,16 +45,15 @@ _ALL = (
         "office365",
         "Microsoft 365 (Exchange Online)",
         "The account sends as one mailbox, which needs a licence. In the Microsoft 365 admin center open the user, "
-        "then Mail, then Manage email apps, and tick Authenticated SMTP: it is off for each mailbox by default, and a "
-        "tenant with security defaults blocks it altogether. Log in with XOAUTH2: register an application in "
-        "Microsoft Entra and give the account its `oauth`. Login with a password (auth login) is off by default from "
+        "then Mail, then Manage email apps, and tick Authenticated SMTP: without it every login is refused, and so it "
+        "is where the tenant has security defaults on. Log in with XOAUTH2: register an application in Microsoft Entra "
+        "and give the account its `oauth`, which `auth` auto then uses. Login with a password is off by default from "
         "the end of December 2026. To send as another address the mailbox needs the Send As permission for it. At "
         "most 3 connections, 30 messages a minute and 10,000 recipients a day.",
         host="smtp.office365.com",
         ports=((587, STARTTLS),),
         settings=MappingProxyType(
             {
-                "auth": AuthMethod.XOAUTH2,
                 "max_connections": 3,
                 "messages_per_minute": 30,
                 "recipients_per_day": DAY_RECIPIENTS,

@@ -27,7 +27,6 @@ GENERAL: dict[str, Any] = {
 PRESETS: dict[str, dict[str, Any]] = {
     "office365": {
         "host": "smtp.office365.com",
-        "auth": "xoauth2",
         "max_connections": 3,
         "messages_per_minute": 30,
         "recipients_per_day": 10_000,
@@ -159,7 +158,7 @@ async def test_null_goes_back_to_the_presets_default(admin: httpx.AsyncClient) -
     await admin.post("/accounts", json={"name": "one", "preset": "office365", **LOGIN, **named})
     changed = await admin.patch("/accounts/one", json=dict.fromkeys(named))
     assert changed.status_code == 200, changed.text
-    assert shown(changed.json(), *named) == (3, 30, None, None, "xoauth2")
+    assert shown(changed.json(), *named) == (3, 30, None, None, "auto")
 
 
 async def test_null_goes_back_to_the_presets_host_port_and_security(admin: httpx.AsyncClient) -> None:

@@ -87,7 +87,7 @@ async def _with_secret(target: Target) -> Target:
     except ConnectFailed:
         raise
     except Exception as error:
-        raise ConnectFailed(Phase.AUTH, "secret_missing", f"the password can't be had: {error}") from error
+        raise ConnectFailed(Phase.AUTH, "secret_missing", f"no password: {error}") from error
 
 
 class _TokenRefused(ConnectFailed):

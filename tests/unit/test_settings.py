@@ -72,6 +72,8 @@ def test_the_demo_lives_in_var_and_offers_it_as_pickup_root(monkeypatch: pytest.
         ({}, {"MPU_API_KEY": "\u00e9" * 20}, "", "MPU_API_KEY: .*visible ASCII"),
         ({}, {"MPU_API_KEY": "s" * 501}, "", "MPU_API_KEY: .*500 characters"),
         ({}, {"MPU_API_KEY_FILE": "/nonexistent"}, "", "MPU_API_KEY_FILE: /nonexistent can't be read"),
+        ({}, {"MPU_SECRET_FILES": "/"}, "", "MPU_SECRET_FILES: .*root of the file system"),
+        ({}, {"MPU_SECRET_ENV_PREFIX": "A-B"}, "", "MPU_SECRET_ENV_PREFIX"),
         ({}, {"MPU_LOG_FORMAT": "xml"}, "", "MPU_LOG_FORMAT"),
         ({}, {"MPU_TLS_KEY_FILE": "/k"}, "", "go together"),
     ],
@@ -103,6 +105,32 @@ def test_secrets_come_from_files_and_stay_out_of_sight(tmp_path: Path) -> None:
     assert KEY not in shown
     assert "s" * 44 not in shown
     assert load(tmp_path, MPU_API_KEY_FILE=str(tmp_path / "key"), MPU_API_KEY="other" * 8).api_key != settings.api_key
+
+
+def test_secrets_come_from_systemds_credentials_where_nothing_else_says_them(tmp_path: Path) -> None:
+    (tmp_path / "mpu_api_key").write_text(KEY + "\n")
+    (tmp_path / "mpu_secret_key").write_text("s" * 44)
+    (tmp_path / "office").write_text("password of an account")
+    settings = load(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path))
+    assert settings.api_key is not None
+    assert settings.secret_key is not None
+    assert (settings.api_key.get_secret_value(), settings.secret_key.get_secret_value()) == (KEY, "s" * 44)
+    other = load(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path), MPU_API_KEY="other" * 8)
+    assert other.api_key is not None
+    assert other.api_key.get_secret_value() == "other" * 8
+    assert load(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "none")).api_key is None
+    (tmp_path / "mpu_api_key").write_bytes(b"\xff")
+    with pytest.raises(SettingsError, match="CREDENTIALS_DIRECTORY: .*mpu_api_key can't be read"):
+        load(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path))
+
+
+def test_passwords_of_accounts_are_no_misspelt_variables(tmp_path: Path) -> None:
+    environ = {"MPU_DATA_DIR": str(tmp_path), "MPU_SECRET_OFFICE": "x", "MPU_MAIL_OFFICE": "x"}
+    assert load_settings(environ=environ).unknown_variables == ("MPU_MAIL_OFFICE",)
+    (tmp_path / "mpu.toml").write_text('secret_env_prefix = "MPU_MAIL_"\n')
+    assert load_settings(environ=environ).unknown_variables == ("MPU_SECRET_OFFICE",)
+    (tmp_path / "mpu.toml").write_text('secret_env_prefix = ""\n')
+    assert load_settings(environ=environ).settings.secret_env_prefix == ""
 
 
 def test_a_misspelt_variable_is_reported(tmp_path: Path) -> None:

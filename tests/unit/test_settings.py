@@ -120,7 +120,7 @@ def test_secrets_come_from_systemds_credentials_where_nothing_else_says_them(tmp
     assert other.api_key.get_secret_value() == "other" * 8
     assert load(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "none")).api_key is None
     (tmp_path / "mpu_api_key").write_bytes(b"\xff")
-    with pytest.raises(SettingsError, match="CREDENTIALS_DIRECTORY: .*mpu_api_key can't be read"):
+    with pytest.raises(SettingsError, match=r"CREDENTIALS_DIRECTORY: .*mpu_api_key can't be read"):
         load(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path))
 
 

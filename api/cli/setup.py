@@ -13,7 +13,6 @@ import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,31 +25,11 @@ from api.cli.client import KeyFile, Url, base_url, complain_of, find_key
 from api.cli.output import EXIT_ACCOUNT, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, complain, say
 from api.cli.settings import Config, DataDir, local_settings
 from api.cli.undo import Undo, make_folder
-from core.domain.account import Security
+from core.domain.presets import PRESETS, Preset
 from core.logs import configure_logs
 from core.settings import Settings
 
 CHECK_TIMEOUT_SECONDS = 120
-
-
-@dataclass(frozen=True, slots=True)
-class Preset:
-    """What a provider asks for (providers.md); all of it can be changed."""
-
-    host: str
-    port: int = 587
-    security: Security = Security.STARTTLS
-    settings: tuple[tuple[str, object], ...] = ()
-
-
-PRESETS = {
-    "smtp": Preset(""),
-    "office365": Preset("smtp.office365.com", settings=(("max_connections", 3),)),
-    "gmail": Preset("smtp.gmail.com"),
-    "google-relay": Preset("smtp-relay.gmail.com"),
-    "ses": Preset("email-smtp.us-east-1.amazonaws.com", settings=(("recipients_per_message", 50),)),
-    "azure": Preset("smtp.azurecomm.net"),
-}
 
 
 def setup(
@@ -84,17 +63,23 @@ def setup(
     if preset is not None and preset not in PRESETS:
         raise typer.BadParameter(f"is none of {', '.join(PRESETS)}", param_hint="--preset")
     if not asking and not (directory and (host or (preset and PRESETS[preset].host))):
+        hint = PRESETS[preset].host_hint if preset else None
         raise typer.BadParameter(
-            "without a terminal both are needed", param_hint="--directory and --host (or --preset)"
+            f"without a terminal both are needed; the host is {hint}" if hint else "without a terminal both are needed",
+            param_hint="--directory and --host (or --preset)",
         )
     paths = [os.path.realpath(path) for path in directory or _ask_directories()]
     every = interval if interval is not None else (_ask_interval() if asking else 60.0)
     chosen = PRESETS[preset or ("smtp" if host or not asking else _ask_preset())]
-    host = host or (str(typer.prompt("Mail server", default=chosen.host or None)) if asking else chosen.host)
-    port = port or (int(typer.prompt("Port", default=chosen.port)) if asking else chosen.port)
+    if asking:
+        say(f"{chosen.title}: {chosen.note}")
+    host = host or (_ask_host(chosen) if asking else chosen.host) or ""
+    usual = chosen.defaults(port, security)["port"]
+    port = port or (int(typer.prompt("Port", default=usual)) if asking else usual)
     if username is None and asking:
         username = str(typer.prompt("User name (empty: no login)", default="", show_default=False)) or None
-    given = options.account_of(host, port, security or _usual(chosen, port), username, password_file, tls_ca_file)
+    security = security or dict(chosen.ports).get(port)
+    given = options.account_of(host, port, security, username, password_file, tls_ca_file)
     body: dict[str, Any] = {
         "host": given.host,
         "port": given.port,
@@ -103,17 +88,13 @@ def setup(
         "username": given.username,
         "password": given.password,
         "tls_ca_file": given.tls_ca_file,
-        **dict(chosen.settings),
-        **({"from_address": from_address} if from_address else {}),
+        "preset": chosen.name,
+        "from_address": from_address,
     }
     name = account or (preset if preset and preset != "smtp" else _name(host))
     body = {key: value for key, value in body.items() if value is not None}
     code = asyncio.run(_set_up(paths, every, name, body, url, key_file, data_dir, config, check=check, asking=asking))
     raise typer.Exit(code)
-
-
-def _usual(preset: Preset, port: int) -> Security | None:
-    return preset.security if port == preset.port else None
 
 
 def _ask_directories() -> list[Path]:
@@ -132,6 +113,11 @@ def _ask_preset() -> str:
         answer = str(typer.prompt(f"Kind of account ({', '.join(PRESETS)})", default="smtp"))
         if answer in PRESETS:
             return answer
+
+
+def _ask_host(preset: Preset) -> str:
+    hint = f" ({preset.host_hint})" if preset.host_hint else ""
+    return str(typer.prompt(f"Mail server{hint}", default=preset.host))
 
 
 def _name(text: str) -> str:

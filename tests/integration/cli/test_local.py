@@ -121,6 +121,40 @@ def test_setup_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (("--preset", "gmail"), ("smtp.gmail.com", 587, Security.STARTTLS, 2000, 100)),
+        (("--preset", "gmail", "--port", "465"), ("smtp.gmail.com", 465, Security.TLS, 2000, 100)),
+        (("--preset", "gmail", "--security", "tls"), ("smtp.gmail.com", 465, Security.TLS, 2000, 100)),
+        (
+            ("--preset", "ses", "--host", "email-smtp.eu-central-1.amazonaws.com", "--port", "2587"),
+            ("email-smtp.eu-central-1.amazonaws.com", 2587, Security.STARTTLS, None, 50),
+        ),
+        (("--host", "smtp.example.org"), ("smtp.example.org", 587, Security.STARTTLS, None, 100)),
+    ],
+)
+def test_setup_takes_what_the_preset_says(
+    tmp_path: Path, given: tuple[str, ...], expected: tuple[str, int, Security, int | None, int]
+) -> None:
+    assert mpu("setup", "-d", tmp_path / "in", *given, "--account", "out", "--no-check") == 0
+    store = Store.open(str(tmp_path / "data"), clock=SystemClock(), create=False)
+    try:
+        (record,) = store.read_now(lambda session: accounts.load(session, store.secrets))
+    finally:
+        store.close()
+    found = record.account
+    assert (found.host, found.port, found.security, found.messages_per_day, found.recipients_per_message) == expected
+    assert found.preset == (given[1] if given[0] == "--preset" else "smtp")
+
+
+def test_setup_asks_for_the_host_that_a_preset_does_not_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert mpu("setup", "-d", tmp_path / "in", "--preset", "ses") == 2
+    assert "email-smtp.REGION.amazonaws.com" in capsys.readouterr().err.replace("\n", "")
+
+
+@pytest.mark.parametrize(
     ("port", "security", "expected"),
     [(587, None, Security.STARTTLS), (465, None, Security.TLS), (465, Security.NONE, Security.NONE)],
 )

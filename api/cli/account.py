@@ -95,13 +95,18 @@ def check(
 
 def show_check(name: str, found: dict[str, Any]) -> None:
     """The steps as a table, below it what is the matter."""
-    rows = [(s["step"], _verdict(s), f"{s['seconds']:.2f} s", s["detail"]) for s in found["steps"]]
+    rows = [(s["step"], _verdict(s), _took(s["seconds"]), s["detail"]) for s in found["steps"]]
     out().print(table(("step", "", "time", "what was found"), rows, right=("time",)))
-    for step in sorted((s for s in found["steps"] if not s["ok"]), key=lambda s: not s["required"]):
+    told = [s for s in found["steps"] if not s["ok"] and (s["required"] or s["cause"])]
+    for step in sorted(told, key=lambda s: not s["required"]):
         say(f"\n{step['step']} {_verdict(step)}: {step['cause'] or step['detail']}")
         if step["remedy"]:
             say(f"  What to do: {step['remedy']}")
-    say(f"\naccount {name} {'works' if found['ok'] else 'can not be used as it is'}")
+    say(f"\naccount {name} {'works' if found['ok'] else 'does not work'}")
+
+
+def _took(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
 
 
 def _verdict(step: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import os
 import re
 import socket
 import ssl
@@ -156,7 +157,8 @@ async def _connect(target: Target, reached: Callable[[Phase, str], None]) -> soc
             failed = ConnectFailed(Phase.CONNECT, "connect_timeout", detail)
         except OSError as error:
             sock.close()
-            detail = f"{address[0]} port {target.port} can't be connected to: {error.strerror or error}"
+            why = os.strerror(error.errno) if error.errno else str(error)  # the loop's own words say less
+            detail = f"{address[0]} port {target.port} can't be connected to: {why}"
             failed = ConnectFailed(Phase.CONNECT, "connect_failed", detail)
         except BaseException:
             sock.close()

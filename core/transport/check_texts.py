@@ -36,23 +36,23 @@ SILENT_BANNER = "The server says nothing. If the port is one for TLS from the st
 EXTENSIONS: dict[str, tuple[str, str]] = {
     "SIZE": (
         "A mail that is too large is refused only after it was sent whole.",
-        "Nothing to do; max_message_bytes of a directory refuses it before.",
+        "Set max_message_bytes of the directories to what the server takes: it is refused before, then.",
     ),
     "PIPELINING": (
         "Each command waits for the reply to the one before: several times slower, the more so the farther the server.",
         "More max_connections make up for it.",
     ),
-    "CHUNKING": ("One round trip more for each mail.", "Nothing to do."),
+    "CHUNKING": ("One round trip more for each mail.", "Leave it so: it costs little."),
     "8BITMIME": (
         "Mails with octets over 127 are re-encoded; signed ones can't be, and go to badmail.",
         "Have writers encode signed mails as quoted-printable or base64, or use another server for them.",
     ),
     "SMTPUTF8": (
         "Addresses with letters beyond ASCII before the @ can't be sent to or from.",
-        "Nothing to do, unless there are such addresses: they need another account.",
+        "Where there are such addresses, give their mail another account.",
     ),
     "DSN": (
         "Delivery reports can't be asked for: NOTIFY, RET and ENVID of mails are left out.",
-        "Nothing to do, unless applications count on such reports.",
+        "Where applications count on such reports, give them another account.",
     ),
 }

@@ -195,6 +195,38 @@ def test_retry_wants_to_know_what(service: Answers, arguments: tuple[str, ...]) 
     assert service.asked == []
 
 
+def test_the_check_of_an_account(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
+    step: dict[str, Any] = {"seconds": 0.012, "required": True, "ok": True, "code": "", "cause": "", "remedy": ""}
+    login = {
+        "ok": False,
+        "detail": "535 5.7.139 \x1b[2J",
+        "code": "account_locked",
+        "cause": "The user is locked.",
+        "remedy": "Unlock him.",
+    }
+    steps = [
+        {**step, "step": "dns", "detail": "192.0.2.1 (1 IPv4)"},
+        {**step, "step": "extension_dsn", "ok": False, "required": False, "detail": "no", "cause": "No reports."},
+        {**step, "step": "login", "seconds": 2.34, **login},
+    ]
+    service.lay("POST /accounts/office/check", {"ok": False, "steps": steps})
+    service.lay("POST /accounts/office/check", {"ok": True, "steps": steps[:2]})
+    assert mpu("account", "check", "office") == 1
+    shown = capsys.readouterr().out
+    rows = [line.split(maxsplit=4) for line in shown.splitlines()[1:4]]
+    assert [row[:4] for row in rows] == [
+        ["dns", "ok", "12", "ms"],
+        ["extension_dsn", "note", "12", "ms"],
+        ["login", "FAILED", "2.3", "s"],
+    ]
+    assert "\\x1b[2J" in shown
+    assert "login FAILED: The user is locked.\n  What to do: Unlock him.\n" in shown
+    assert shown.index("login FAILED") < shown.index("extension_dsn note: No reports."), "what matters comes first"
+    assert "office does not work" in shown
+    assert mpu("account", "check", "office", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+
+
 def test_problems_are_told_in_words(service: Answers, capsys: pytest.CaptureFixture[str]) -> None:
     problem = {
         "title": "Something is wrong",

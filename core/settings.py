@@ -38,7 +38,8 @@ SYSTEM_CONFIG = Path("/etc/mpu/mpu.toml")
 SECRETS = ("api_key", "secret_key")
 # of the command line, not of the service
 CLIENT_VARIABLES = frozenset(
-    {"MPU_CONFIG", "MPU_URL", *(f"MPU_SMTP_{word}" for word in ("HOST", "PORT", "SECURITY", "USERNAME", "PASSWORD"))}
+    {"MPU_CONFIG", "MPU_URL", "MPU_OAUTH_CLIENT_SECRET"}
+    | {f"MPU_SMTP_{word}" for word in ("HOST", "PORT", "SECURITY", "USERNAME", "PASSWORD")}
 )
 MAX_FILE_BYTES = 1 << 20  # of a settings or secret file
 MAX_KEY_CHARACTERS = 500

@@ -56,7 +56,7 @@ def command_line(arguments: Sequence[str] = ()) -> typer.Typer:
 
 
 def _add_all(app: typer.Typer) -> None:
-    from api.cli import account, backup, database, explain, keys, openapi, process, remote, serve, setup
+    from api.cli import backup, database, explain, keys, login, openapi, process, remote, serve, setup
 
     app.command("serve")(serve.serve)
     app.command("setup")(setup.setup)
@@ -66,7 +66,7 @@ def _add_all(app: typer.Typer) -> None:
     app.command("queue")(remote.queue)
     app.command("history")(remote.history)
     app.command("retry")(remote.retry)
-    app.add_typer(account.app, name="account")
+    app.add_typer(login.app, name="account")  # that of account.py
     app.add_typer(keys.app, name="key")
     app.command("backup")(backup.backup)
     app.command("restore")(backup.restore)

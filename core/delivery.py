@@ -436,9 +436,9 @@ class Delivery:
         else:
             self._outlets.worked(passage)
         blames = {o.blame for o in attempt.outcomes if o.outcome is not Outcome.SENT}
-        if Blame.SENDER in blames:
-            self._tell_sender_refused(work, passage, attempt)
         if blames & {Blame.ACCOUNT, Blame.SENDER}:
+            if Blame.SENDER in blames:
+                self._tell_sender_refused(work, passage, attempt)
             work.tried |= {passage.account.name}
             self._reopen(work, attempt)
 

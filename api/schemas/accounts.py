@@ -162,7 +162,7 @@ class ReplyRuleShape(In):
     phase: Literal["banner", "ehlo", "starttls", "auth", "mail", "rcpt", "data", "body", "dot"] | None = Field(
         default=None, description="Answer to which command; null: any. dot: the final dot."
     )
-    code: Annotated[str, Field(min_length=1, max_length=50)] | None = Field(
+    code: Annotated[str, Printable, Field(min_length=1, max_length=50)] | None = Field(
         default=None, description="The reply's three digits, as `550` or `4..`."
     )
     enhanced_code: Annotated[str, Printable, Field(min_length=1, max_length=100)] | None = Field(

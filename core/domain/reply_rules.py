@@ -190,4 +190,4 @@ class _Ways:
         return ways
 
 
-_REPETITION = re.compile(r"(?:(?P<mark>[*+?])|\{(?P<least>\d*)(?P<comma>,)?(?P<most>\d*)\})[?+]?")
+_REPETITION = re.compile(r"(?:(?P<mark>[*+?])|\{(?P<least>[0-9]*)(?P<comma>,)?(?P<most>[0-9]*)\})[?+]?")

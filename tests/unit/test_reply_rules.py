@@ -6,6 +6,8 @@ import time
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from core.domain.account import ReplyRule
 from core.domain.blame import SEARCHED_CHARS, judge
@@ -184,6 +186,12 @@ def test_a_hostile_text_takes_no_time(pattern: str) -> None:
     for text in texts:
         assert judge(Phase.DOT, Reply(550, (text,)), own=own).code == "message_refused"
     assert time.process_time() - began < 0.5
+
+
+@given(st.text(st.sampled_from("ab.*+?|()[]{}^$\\,-019:=!<P#\n\u0663\U0001f600"), max_size=30))
+def test_no_pattern_makes_the_check_fail(pattern: str) -> None:
+    if refused(pattern) is None:
+        compiled([ReplyRule(ACCOUNT, text=pattern)])
 
 
 @pytest.mark.parametrize("blame", list(Blame))

@@ -59,6 +59,7 @@ PROMISES = {
         "a_server_that_repeats_the_login",
     ],
     "a changed host or port asks for the password again": ["a_changed_host_or_port", "an_unsaved_account"],
+    "Passwords from outside: only what the start allows can be named": ["no_other_file_or_variable"],
     "Pickup paths only under configured roots, resolved; never the data directory": [
         "pickup_paths_lie_under_a_root",
         "without_roots",
@@ -287,7 +288,7 @@ async def servers() -> AsyncIterator[dict[str, dict[str, Any]]]:
             "untrusted": untrusted,
             "takes": takes,
         }
-        yield {
+        told = {
             name: {
                 "host": "127.0.0.1",
                 "port": server.port,
@@ -297,6 +298,8 @@ async def servers() -> AsyncIterator[dict[str, dict[str, Any]]]:
             }
             for name, server in named.items()
         }
+        outside = {"password": None, "password_from": "env:MPU_SECRET_PLANTED"}
+        yield {**told, **{f"outside-{name}": {**told[name], **outside} for name in ("repeats", "garbles", "takes")}}
 
 
 WRONG_BODIES: list[dict[str, Any]] = [
@@ -319,7 +322,9 @@ async def test_no_password_anywhere(tmp_path: Path) -> None:
     (tmp_path / "spool").mkdir()
 
     def starting() -> Any:
-        return service(data, tmp_path / "spool", MPU_ALLOWED_SMTP_PORTS="0", MPU_LOG_LEVEL="debug")
+        return service(
+            data, tmp_path / "spool", MPU_ALLOWED_SMTP_PORTS="0", MPU_LOG_LEVEL="debug", MPU_SECRET_PLANTED=PLANTED
+        )
 
     async with servers() as accounts:
         running_service = starting()
@@ -355,9 +360,9 @@ async def _tell_it_the_password(
         answers.append(await http.put(f"/accounts/{name}", json=body))
         assert answers[-1].status_code == 201, answers[-1].text
         answers.append(await http.put(f"/accounts/{name}?check=true", json=body))
-        assert (answers[-1].status_code == 200) == (name == "takes"), (name, answers[-1].text)
+        assert (answers[-1].status_code == 200) == name.endswith("takes"), (name, answers[-1].text)
         answers.append(await http.post("/accounts/check", json=body))
-        assert answers[-1].json()["ok"] == (name == "takes"), answers[-1].text
+        assert answers[-1].json()["ok"] == name.endswith("takes"), answers[-1].text
         answers.append(await http.post(f"/accounts/{name}/check"))
         answers.append(await http.post(f"/accounts/{name}/test-message", json={"to": "jo@example.org"}))
         path = root / "spool" / name
@@ -479,6 +484,18 @@ async def test_a_changed_host_or_port_asks_for_the_password_again(tmp_path: Path
             await bench.drain()
         assert len(theirs.logins) == 1
         assert not leaks("".join(line for session in theirs.sessions for line in session.commands))
+
+
+async def test_no_other_file_or_variable_can_be_named_as_a_password(tmp_path: Path) -> None:
+    """By an admin, who could have it sent to his own server; tests/acceptance/test_outside_secrets.py has them all."""
+    (tmp_path / "hostage").write_text(PLANTED)
+    async with SmtpServer(mechanisms=["PLAIN"]) as theirs, running(tmp_path) as bench:
+        base = {"host": "127.0.0.1", "port": theirs.port, "security": "none", "username": "u"}
+        for reference in (f"file:{tmp_path}/hostage", "file:/etc/passwd", "env:HOME", "env:MPU_SECRET_KEY"):
+            for path in ("/accounts/check", "/accounts"):
+                body = {**base, "name": "mine", "password_from": reference}
+                assert (await bench.http.post(path, json=body)).status_code == 422, reference
+        assert theirs.accepted == 0
 
 
 async def test_an_unsaved_account_is_tried_without_anybodys_password(tmp_path: Path) -> None:

@@ -117,8 +117,10 @@ _FEWER = _account(
     "Lower the account's max_connections: another program may use the same mailbox.",
     90.0,
 )
-_QUOTA = _account("quota_exceeded", "Wait for the provider's quota, or add another account to the directory.", HOUR)
+QUOTA_EXCEEDED = "quota_exceeded"
+_QUOTA = _account(QUOTA_EXCEEDED, "Wait for the provider's quota, or add another account to the directory.", HOUR)
 TENANT_BLOCKED = "tenant_blocked"  # the fault of every account of that domain
+QUOTA_CODES = frozenset({QUOTA_EXCEEDED, TENANT_BLOCKED})  # end by themselves, within a day
 _TENANT = _account(
     TENANT_BLOCKED,
     "The provider's daily limit for the whole tenant is reached: wait, or ask the tenant's administrator to raise it.",

@@ -16,6 +16,7 @@ from sqlmodel import Session
 
 from core.delivery import block_of
 from core.domain import cursor as cursors
+from core.domain.blame import QUOTA_CODES
 from core.domain.clock import Clock
 from core.domain.envelope import Envelope
 from core.domain.message import State, parse_message_id
@@ -232,7 +233,7 @@ class Queue:
         return block if own is None else (own, self._waits_for(own))
 
     def _waits_for(self, refusal: Refusal) -> WaitingFor:
-        quota = refusal.reason == QUOTA or self._code_of(refusal.account) == "quota_exceeded"
+        quota = refusal.reason == QUOTA or self._code_of(refusal.account) in QUOTA_CODES
         return WaitingFor.QUOTA if quota else WaitingFor.ACCOUNT_PAUSED
 
     def _code_of(self, account: str) -> str | None:

@@ -256,8 +256,12 @@ async def test_a_tenants_limit_pauses_all_its_accounts_and_no_other(tmp_path: Pa
             pauses = {name: (await bench.get(f"/accounts/{name}"))["pause"] for name in names}
             codes = {name: pause and pause["code"] for name, pause in pauses.items()}
             assert codes == {"one": "tenant_blocked", "two": "tenant_blocked", "other": None}
-            clock.advance(HOUR)
+            await bench.http.patch("/accounts/other", json={"enabled": False})
             bench.drop("b.eml", SIMPLE)
+            await bench.drain()
+            (queued,) = (await bench.get("/queue/messages"))["items"]
+            assert (queued["waiting_for"], queued["attempts"]) == ("quota", 0)
+            clock.advance(HOUR)
             assert (await bench.drain())["sent"] == 1
             assert (await bench.get("/accounts/one"))["pause"] is None
 

@@ -62,6 +62,16 @@ ACCOUNT_CREATE: Examples = {
         },
         "The region is in the host. The limits are those that SES granted: what exceeds them it drops.",
     ),
+    "docker_secret": _example(
+        "A password that is mounted",
+        {
+            "name": "mounted",
+            "host": "smtp.example.org",
+            "username": "relay@example.org",
+            "password_from": "file:/run/secrets/office",
+        },
+        "Docker and Kubernetes mount secrets as files; a changed file counts from the next login on.",
+    ),
 }
 
 ACCOUNT_PUT: Examples = {
@@ -74,6 +84,7 @@ ACCOUNT_PUT: Examples = {
 ACCOUNT_UPDATE: Examples = {
     "password_rotation": _example("A new password", {"password": "a new password"}),
     "slower": _example("Fewer connections", {"max_connections": 2}),
+    "senders": _example("Who it may send as", {"senders": ["@shop.example", "billing@example.org"]}),
     "default": _example("Back to the default", {"helo_name": None}),
 }
 
@@ -120,6 +131,13 @@ DIRECTORY_PUT: Examples = {
 
 DIRECTORY_UPDATE: Examples = {
     "second_account": _example("A second account that helps out", {"accounts": ["office", "ses"]}),
+    "balance": _example(
+        "Three mails through the first account for each through the second",
+        {"accounts": ["office", "ses"], "strategy": "balance", "weights": [3, 1]},
+    ),
+    "by_sender": _example(
+        "Each sender's mail through the account whose `senders` name it", {"strategy": "by_sender", "weights": None}
+    ),
     "nightly": _example("Nightly at two instead of the interval", {"schedule": "0 2 * * *"}),
     "default": _example("Back to the default interval", {"schedule": None}),
 }

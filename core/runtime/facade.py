@@ -198,7 +198,7 @@ class Checks(Protocol):
     """Tries that answer with what they found instead of raising."""
 
     async def account(self, account: Account) -> CheckView:
-        """Connect, TLS, login, NOOP with these settings, saved or not (the password is in the value)."""
+        """Every step up to login and send-as with these settings, saved or not (the password is in the value)."""
         ...
 
     async def directory(self, directory: Directory) -> CheckView:

@@ -41,6 +41,7 @@ from tests.support.command import mpu
 from tests.support.relay import SIMPLE, account, mail, running
 from tests.support.service import service
 from tests.support.smtp_server import Close, Raw, SmtpServer, certificate
+from tests.support.token_server import Reply, TokenServer, service_key
 
 ROOT = Path(__file__).parents[2]
 PLANTED = "pl4nted-S3cret-9f2c-Zq"
@@ -242,12 +243,16 @@ async def test_scopes_are_kept_apart(tmp_path: Path) -> None:
 
 # --- passwords --------------------------------------------------------------------------------------------------------
 
+PLANTED_KEY = service_key()  # of a service account
 FORMS = [
     PLANTED,
     base64.b64encode(PLANTED.encode()).decode(),
     base64.b64encode(f"\0u\0{PLANTED}".encode()).decode(),
+    base64.b64encode(f"user=u\x01auth=Bearer {PLANTED}\x01\x01".encode()).decode(),
     PLANTED.encode().hex(),
+    *PLANTED_KEY["private_key"].splitlines()[1:-1],
 ]
+GOOD = ("takes", "outside-takes", "token-takes", "token-changes", "token-robot")  # accounts that work
 
 
 def leaks(text: str | bytes) -> list[str]:
@@ -288,7 +293,7 @@ async def servers() -> AsyncIterator[dict[str, dict[str, Any]]]:
             "untrusted": untrusted,
             "takes": takes,
         }
-        told = {
+        told: dict[str, dict[str, Any]] = {
             name: {
                 "host": "127.0.0.1",
                 "port": server.port,
@@ -299,9 +304,54 @@ async def servers() -> AsyncIterator[dict[str, dict[str, Any]]]:
             for name, server in named.items()
         }
         outside = {"password": None, "password_from": "env:MPU_SECRET_PLANTED"}
-        yield {**told, **{f"outside-{name}": {**told[name], **outside} for name in ("repeats", "garbles", "takes")}}
+        told |= {f"outside-{name}": {**told[name], **outside} for name in ("repeats", "garbles", "takes")}
+        async with token_accounts() as more:
+            yield told | more
 
 
+@asynccontextmanager
+async def token_accounts() -> AsyncIterator[dict[str, dict[str, Any]]]:
+    """The same with tokens: client secret, refresh token, key file and access token are planted."""
+    offer: dict[str, Any] = {"mechanisms": ["XOAUTH2"], "tokens": {"u": PLANTED}}
+    async with (
+        SmtpServer(**offer) as takes,
+        SmtpServer(**{**offer, "tokens": {}}) as refuses,
+        SmtpServer(**offer) as repeats,
+        TokenServer(token=PLANTED) as gives,
+        TokenServer(token=PLANTED, refresh=PLANTED + "{}", rotates=True) as changes,
+        TokenServer() as denies,
+        TokenServer() as garbles,
+    ):
+        repeats.script.auth = lambda _session, argument: f"535 5.7.8 no {PLANTED}: AUTH {argument}"
+        gives.clients["app"] = changes.clients["app"] = PLANTED
+        gives.refresh_tokens.add(PLANTED)
+        changes.refresh_tokens.add(PLANTED)
+        garbles.script = [Reply(200, f"not JSON: {PLANTED}".encode())] * 100
+        named = {
+            "token-takes": (takes, gives),
+            "token-changes": (takes, changes),
+            "token-robot": (takes, gives),
+            "token-refuses": (refuses, gives),
+            "token-repeats": (repeats, gives),
+            "token-denied": (takes, denies),
+            "token-garbled": (takes, garbles),
+        }
+        oauth: dict[str, Any] = {"provider": "other", "grant": "refresh_token", "client_id": "app"}
+        oauth |= {"client_secret": PLANTED, "refresh_token": PLANTED}
+        robot = {"provider": "google", "grant": "service_account", "service_account_key": PLANTED_KEY}
+        yield {
+            name: {
+                "host": "127.0.0.1",
+                "port": smtp.port,
+                "security": "none",
+                "username": "u",
+                "oauth": {**(robot if name == "token-robot" else oauth), "token_url": tokens.url},
+            }
+            for name, (smtp, tokens) in named.items()
+        }
+
+
+_OAUTH = {"provider": "other", "grant": "client_credentials", "client_id": "c", "client_secret": PLANTED}
 WRONG_BODIES: list[dict[str, Any]] = [
     {"host": "h", "password": PLANTED, "port": "x"},
     {"host": "h", "password": PLANTED, "port": 99999},
@@ -312,6 +362,15 @@ WRONG_BODIES: list[dict[str, Any]] = [
     {"host": "h", "password": PLANTED + "\ud800"},
     {"host": "169.254.169.254", "password": PLANTED},
     {"host": "h", "password": PLANTED, PLANTED[:3]: 1},
+    {"host": "h", "oauth": PLANTED},
+    {"host": "h", "oauth": {**_OAUTH, "grant": "no such grant"}},
+    {"host": "h", "oauth": {**_OAUTH, "token_url": "http://192.0.2.1/token"}},
+    {"host": "h", "oauth": {**_OAUTH, "token_url": f"https://u:{PLANTED}@192.0.2.1/token"}},
+    {"host": "h", "oauth": {**_OAUTH, "client_secret": [PLANTED]}},
+    {"host": "h", "oauth": {**_OAUTH, "refresh_token": PLANTED + "\x00"}},
+    {"host": "h", "oauth": {**_OAUTH, "refresh_token": PLANTED * 1000}},
+    {"host": "h", "oauth": {**_OAUTH, "service_account_key": {"client_email": 1, "private_key": PLANTED}}},
+    {"host": "h", "oauth": {**_OAUTH, "service_account_key": PLANTED}},
 ]
 
 
@@ -343,7 +402,8 @@ async def test_no_password_anywhere(tmp_path: Path) -> None:
             files[path] = path.read_bytes()
     log = (tmp_path / "data.log").read_text()
     assert len(log.splitlines()) > 20
-    assert '"login_refused' in log or "login_refused" in log
+    for code in ("login_refused", "token_refused", "token_malformed", "a new refresh token was stored"):
+        assert code in log
     sealed = [path.name for path, octets in files.items() if b"gAAAAA" in octets]
     assert DATABASE_FILE in sealed or f"{DATABASE_FILE}-wal" in sealed, "it would have been found there"
     assert {str(path): found for path, octets in files.items() if (found := leaks(octets))} == {}
@@ -360,9 +420,9 @@ async def _tell_it_the_password(
         answers.append(await http.put(f"/accounts/{name}", json=body))
         assert answers[-1].status_code == 201, answers[-1].text
         answers.append(await http.put(f"/accounts/{name}?check=true", json=body))
-        assert (answers[-1].status_code == 200) == name.endswith("takes"), (name, answers[-1].text)
+        assert (answers[-1].status_code == 200) == (name in GOOD), (name, answers[-1].text)
         answers.append(await http.post("/accounts/check", json=body))
-        assert answers[-1].json()["ok"] == name.endswith("takes"), answers[-1].text
+        assert answers[-1].json()["ok"] == (name in GOOD), answers[-1].text
         answers.append(await http.post(f"/accounts/{name}/check"))
         answers.append(await http.post(f"/accounts/{name}/test-message", json={"to": "jo@example.org"}))
         path = root / "spool" / name
@@ -380,6 +440,10 @@ async def _tell_it_the_password(
     answers.append(await http.post("/drain", json={"timeout_seconds": 20}))
     answers.append(await http.patch("/accounts/takes", json={"password": PLANTED + "x"}))
     answers.append(await http.patch("/accounts/takes", json={"password": PLANTED}))
+    for secret in ("client_secret", "refresh_token"):
+        answers.append(await http.patch("/accounts/token-takes", json={"oauth": {secret: PLANTED + "x"}}))
+        answers.append(await http.patch("/accounts/token-takes", json={"oauth": {secret: PLANTED}}))
+        assert answers[-1].status_code == 200, answers[-1].text
     answers.append(await http.delete("/directories/cram"))
     answers.append(await http.delete("/accounts/cram"))
 
@@ -388,7 +452,7 @@ async def _ask_for_everything(http: httpx.AsyncClient, answers: list[httpx.Respo
     document = (await http.get("/openapi.json")).json()
     for path, methods in document["paths"].items():
         if "get" in methods:
-            for name in ("refuses", "takes"):
+            for name in ("refuses", "takes", "token-takes", "token-changes", "token-denied"):
                 answers.append(await http.get(path.replace("{name}", name)))
     for path in ("/queue/messages", "/history", "/audit", "/accounts", "/alerts", "/queue/reasons"):
         answers.append(await http.get(path, params={} if path in ("/alerts", "/queue/reasons") else {"limit": 500}))
@@ -396,7 +460,9 @@ async def _ask_for_everything(http: httpx.AsyncClient, answers: list[httpx.Respo
         for item in answers[-1].json()["items"][:20]:
             if path == "/queue/messages":
                 answers.append(await http.get(f"/messages/{item['id']}"))
-    assert "password" in (await http.get("/audit", params={"limit": 500})).text  # masked
+    audit = (await http.get("/audit", params={"limit": 500})).text
+    for name in ("password", "oauth.client_secret", "oauth.refresh_token", "oauth.service_account_key"):
+        assert name in audit, "masked"
 
 
 async def test_a_server_that_repeats_the_login_gives_nothing_away(tmp_path: Path, log: io.StringIO) -> None:

@@ -72,11 +72,13 @@ def service_key(email: str = "robot@project.example") -> dict[str, str]:
 class TokenServer:
     """See the top of the file."""
 
-    def __init__(self, *, lifetime: Any = 3600, rotates: bool = False, token: str = "access-{}") -> None:
+    def __init__(
+        self, *, lifetime: Any = 3600, rotates: bool = False, token: str = "access-{}", refresh: str = "refresh-{}"
+    ) -> None:
         self.lifetime = lifetime
         self.rotates = rotates
         self.clients: dict[str, str | None] = {"app": "its-secret"}  # None: a public client
-        self.refresh_tokens: set[str] = {"refresh-0"}
+        self.refresh_tokens: set[str] = {refresh.format(0)}
         self.script: list[Reply | Hang] = []
         self.device: list[Reply] = []  # answers while somebody logs in; then he has
         self.interval: int | None = 5
@@ -87,6 +89,7 @@ class TokenServer:
         self.asked = asyncio.Event()  # something was asked since it was cleared
         self.port = 0
         self._token = token
+        self._refresh_name = refresh
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -178,7 +181,7 @@ class TokenServer:
         return self._give(self._new_refresh_token())
 
     def _new_refresh_token(self) -> str:
-        fresh = f"refresh-{len(self.given) + 1}"
+        fresh = self._refresh_name.format(len(self.given) + 1)
         self.refresh_tokens.add(fresh)
         return fresh
 

@@ -111,6 +111,16 @@ DIRECTORY_CREATE: Examples = {
         "Maildir",
         {"name": "maildir", "path": "/var/spool/mpu/maildir", "accounts": ["office"], "format": "maildir"},
     ),
+    "balance": _example(
+        "Three mails through the first account for each through the second",
+        {
+            "name": "shared",
+            "path": "/var/spool/mpu/shared",
+            "accounts": ["office", "ses"],
+            "strategy": "balance",
+            "weights": [3, 1],
+        },
+    ),
     "nightly": _example(
         "Nightly at two",
         {
@@ -131,13 +141,8 @@ DIRECTORY_PUT: Examples = {
 
 DIRECTORY_UPDATE: Examples = {
     "second_account": _example("A second account that helps out", {"accounts": ["office", "ses"]}),
-    "balance": _example(
-        "Three mails through the first account for each through the second",
-        {"accounts": ["office", "ses"], "strategy": "balance", "weights": [3, 1]},
-    ),
-    "by_sender": _example(
-        "Each sender's mail through the account whose `senders` name it", {"strategy": "by_sender", "weights": None}
-    ),
+    "balance": _example("Share the mail among the accounts", {"strategy": "balance"}),
+    "by_sender": _example("Each sender's mail through the account that names it", {"strategy": "by_sender"}),
     "nightly": _example("Nightly at two instead of the interval", {"schedule": "0 2 * * *"}),
     "default": _example("Back to the default interval", {"schedule": None}),
 }

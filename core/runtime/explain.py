@@ -50,7 +50,7 @@ _PLACES = {
     Place.ADDRESS: "its senders name {}",
     Place.DOMAIN: "its senders name {}",
     Place.ANYONE: "takes any sender",
-    Place.REST: "its senders name others",
+    Place.REST: "its senders do not name this one",
 }
 
 

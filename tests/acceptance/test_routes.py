@@ -94,6 +94,11 @@ async def test_fail_over_keeps_send_as(tmp_path: Path) -> None:
         result = await bench.drain()
         assert here.sent() == {"first": 0, "second": 2}
         assert await here.waiting() == [("1.eml", "account_paused", "first")]
+        cycle = bench.relay.inlets.get("pickup").cycle
+        assert (list(cycle.blocked), cycle._later) == (
+            [b"1.eml"],
+            [],
+        )  # it waits to be woken, and is not looked at again
         (blocked,) = result["directories"][0]["blocked"]
         assert (blocked["reason"], blocked["account"], blocked["count"]) == ("account_paused", "first", 1)
         (reason,) = (await bench.get("/queue/reasons"))["items"]
@@ -302,6 +307,8 @@ async def test_sender_routes_are_checked_audited_kept_and_hold_their_accounts(tm
         assert (await bench.get("/accounts/spare"))["used_by"] == ["sender_routes/0"]
     async with running(tmp_path, pickups=[]) as again:  # the database is the same
         assert (await again.get("/settings"))["sender_routes"] == routes
+        told = await Place(again, {}).explain(mail("jo@b.example"))
+        assert told["why"] == "goes out through spare"
         assert (await again.http.delete("/accounts/spare")).status_code == 409
         await again.http.patch("/settings", json={"sender_routes": []})
         assert (await again.http.delete("/accounts/spare")).status_code == 204
@@ -414,7 +421,7 @@ async def test_explain_says_of_each_account_why(tmp_path: Path) -> None:
             "domain": (True, "takes it: its senders name @a.example"),
             "any": (False, "helps out where domain can't (takes any sender)"),
             "off": (False, "is disabled (takes any sender)"),
-            "other": (False, "may not send as shop@a.example (its senders name others)"),
+            "other": (False, "may not send as shop@a.example (its senders do not name this one)"),
         }
         told = await here.explain(mail("jo@c.example"))
         assert (told["outcome"], told["why"]) == ("send", "goes out through any")

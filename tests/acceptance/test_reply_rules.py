@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from core.domain.account import Account, AuthMethod, ReplyRule
+from core.domain.account import Account, AuthMethod, Directory, ReplyRule
 from core.domain.outcome import Blame
 from core.domain.reply import Phase
 from tests.support.clock import ManualClock
@@ -27,49 +29,63 @@ def transactions(server: SmtpServer) -> int:
 # --- the account is to blame -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        Script(banner=SAID),
-        Script(ehlo=SAID),
-        Script(auth=SAID),
-        Script(mail={"*": SAID}),
-        Script(rcpt={"*": SAID}),
-        Script(data=SAID),
-        Script(dot=SAID),
-        Script(dot="550 5.7.1 You are out\n5.7.1 of credit, sorry"),
-    ],
-    ids=["banner", "ehlo", "auth", "mail", "rcpt", "data", "dot", "two lines"],
-)
-async def test_a_rule_pauses_the_account_in_every_phase(tmp_path: Path, script: Script) -> None:
-    async with SmtpServer(script, credentials={"shop": "right"}, mechanisms=["PLAIN"]) as server:
-        own = account(server, auth=AuthMethod.PLAIN, username="shop", password="right", reply_rules=(CREDIT,))
-        async with running(tmp_path, [own]) as bench:
-            bench.drop("a.eml", SIMPLE)
-            result = await bench.drain()
-            assert (result["sent"], result["failed"], result["deferred"]) == (0, 0, 0)
-            await named_everywhere(bench, seconds=600)
-            sent = (await bench.http.post("/accounts/main/test-message", json={"to": "jo@example.org"})).json()
+@asynccontextmanager
+async def one_directory_each(
+    tmp_path: Path, cases: Mapping[str, tuple[ReplyRule, Script]], **login: Any
+) -> AsyncIterator[Bench]:
+    """A relay with an account, its server and a directory with one mail for each case, drained once."""
+    async with AsyncExitStack() as stack:
+        accounts = []
+        for name, (rule, script) in cases.items():
+            server = SmtpServer(script, credentials={"shop": "right"}, mechanisms=["PLAIN"])
+            await stack.enter_async_context(server)
+            accounts.append(account(server, name, reply_rules=(rule,), **login))
+        pickups = [Directory(name, str(tmp_path / "spool" / name), (name,), watch=False) for name in cases]
+        bench = await stack.enter_async_context(running(tmp_path, accounts, pickups=pickups))
+        for name in cases:
+            bench.drop("a.eml", SIMPLE, name)
+        await bench.drain()
+        yield bench
+
+
+async def test_a_rule_pauses_the_account_in_every_phase(tmp_path: Path) -> None:
+    scripts = {
+        "banner": Script(banner=SAID),
+        "ehlo": Script(ehlo=SAID),
+        "auth": Script(auth=SAID),
+        "mail": Script(mail={"*": SAID}),
+        "rcpt": Script(rcpt={"*": SAID}),
+        "data": Script(data=SAID),
+        "dot": Script(dot=SAID),
+        "two-lines": Script(dot="550 5.7.1 You are out\n5.7.1 of credit, sorry"),
+    }
+    login = {"auth": AuthMethod.PLAIN, "username": "shop", "password": "right"}
+    cases = {name: (CREDIT, script) for name, script in scripts.items()}
+    async with one_directory_each(tmp_path, cases, **login) as bench:
+        for name in scripts:
+            await named_everywhere(bench, name, seconds=600)
+        for name in ("auth", "dot"):
+            sent = (await bench.http.post(f"/accounts/{name}/test-message", json={"to": "jo@example.org"})).json()
             assert not sent["ok"]
             assert RULE in sent["text"]
             assert "reply_rules/0" in sent["remedy"]
 
 
-async def named_everywhere(bench: Bench, *, seconds: float | None) -> None:
-    """Mail waits, no attempt was counted, and pause, queue, reasons and alerts name the rule."""
-    pause = (await bench.get("/accounts/main"))["pause"]
+async def named_everywhere(bench: Bench, name: str, *, seconds: float | None) -> None:
+    """The one mail waits, no attempt was counted, and pause, queue, reasons and alerts name the rule."""
+    pause = (await bench.get(f"/accounts/{name}"))["pause"]
     assert (pause["by"], pause["code"]) == ("service", "reply_rule")
     assert RULE in pause["reason"]
     assert "reply_rules/0" in pause["remedy"]
     assert (pause["until"] is None) == (seconds is None)
-    (queued,) = (await bench.get("/queue/messages"))["items"]
+    (queued,) = (await bench.get("/queue/messages", account=name))["items"]
     assert (queued["state"], queued["attempts"], queued["waiting_for"]) == ("waiting", 0, "account_paused")
-    (reason,) = (await bench.get("/queue/reasons"))["items"]
-    assert (reason["blame"], reason["account"]) == ("account", "main")
+    (reason,) = [row for row in (await bench.get("/queue/reasons"))["items"] if row["account"] == name]
+    assert (reason["blame"], reason["messages"]) == ("account", 1)
     assert RULE in reason["text"]
     assert "reply_rules/0" in reason["remedy"]
-    (alert,) = (await bench.get("/alerts"))["items"]
-    assert (alert["code"], alert["account"], alert["messages_affected"]) == ("reply_rule", "main", 1)
+    (alert,) = [alert for alert in (await bench.get("/alerts"))["items"] if alert["account"] == name]
+    assert (alert["code"], alert["messages_affected"]) == ("reply_rule", 1)
     assert alert["severity"] == ("error" if seconds is None else "warning")
     assert RULE in alert["detail"]
 
@@ -98,7 +114,7 @@ async def test_a_rule_without_a_time_pauses_until_the_account_is_edited(tmp_path
         async with running(tmp_path, [own]) as bench:
             bench.drop("a.eml", SIMPLE)
             await bench.drain()
-            await named_everywhere(bench, seconds=None)
+            await named_everywhere(bench, "main", seconds=None)
             answer = await bench.http.patch("/accounts/main", json={"reply_rules": []})
             assert answer.status_code == 200, answer.text
             await until(lambda: server.messages and not bench.names(), "delivery")
@@ -133,42 +149,35 @@ async def test_a_refused_login_that_a_rule_calls_passing_is_tried_again_in_a_min
 # --- somebody else is to blame ---------------------------------------------------------------------------------------
 
 
-async def counts(bench: Bench) -> tuple[int, int]:
-    """Deferred, and dead."""
-    row = (await bench.get("/queue"))["totals"]
-    return row["deferred"], row["badmail"]
+FAILED, DEFERRED = "failed", "deferred"
+BLAMES = {
+    "virus": (ReplyRule(Blame.MESSAGE, code="4..", text="virus", final=True), Script(dot="451 4.3.0 virus"), FAILED),
+    "spam": (ReplyRule(Blame.MESSAGE, text="spam"), Script(dot="554 5.7.1 spam"), DEFERRED),
+    "gone": (ReplyRule(Blame.RECIPIENT, text="gone", final=True), Script(rcpt={"*": "450 4.2.1 gone"}), FAILED),
+    "moving": (ReplyRule(Blame.RECIPIENT, text="moving"), Script(rcpt={"*": "550 5.1.1 moving"}), DEFERRED),
+    "nobody": (ReplyRule(Blame.SENDER, text="who", final=True), Script(mail={"*": "451 4.7.1 who?"}), FAILED),
+    "stranger": (ReplyRule(Blame.SENDER, text="who"), Script(mail={"*": "550 5.7.1 who?"}), DEFERRED),
+    "later": (ReplyRule(Blame.TRANSIENT, enhanced_code=r"5\.7\.9"), Script(data="554 5.7.9 not now"), DEFERRED),
+}
 
 
-@pytest.mark.parametrize(
-    ("rule", "script", "status"),
-    [
-        (ReplyRule(Blame.MESSAGE, code="4..", text="virus", final=True), Script(dot="451 4.3.0 virus"), "failed"),
-        (ReplyRule(Blame.MESSAGE, text="spam"), Script(dot="554 5.7.1 spam"), "deferred"),
-        (ReplyRule(Blame.RECIPIENT, text="gone", final=True), Script(rcpt={"*": "450 4.2.1 gone"}), "failed"),
-        (ReplyRule(Blame.RECIPIENT, text="moving"), Script(rcpt={"*": "550 5.1.1 moving"}), "deferred"),
-        (ReplyRule(Blame.SENDER, text="who", final=True), Script(mail={"*": "451 4.7.1 who?"}), "failed"),
-        (ReplyRule(Blame.SENDER, text="who"), Script(mail={"*": "550 5.7.1 who?"}), "deferred"),
-        (ReplyRule(Blame.TRANSIENT, enhanced_code=r"5\.7\.9"), Script(data="554 5.7.9 not now"), "deferred"),
-    ],
-)
-async def test_a_rule_blames_message_recipient_or_sender(
-    tmp_path: Path, rule: ReplyRule, script: Script, status: str
-) -> None:
-    async with SmtpServer(script) as server, running(tmp_path, [account(server, reply_rules=(rule,))]) as bench:
-        bench.drop("a.eml", SIMPLE)
-        await bench.drain()
-        assert await bench.history() == {"jo@example.org": status}
-        assert await counts(bench) == ((0, 1) if status == "failed" else (1, 0))
-        assert (await bench.get("/accounts/main"))["pause"] is None
-        (row,) = (await bench.get("/history"))["items"]
-        assert RULE in row["text"]
-        if status == "deferred":
-            (reason,) = (await bench.get("/queue/reasons"))["items"]
-            assert (reason["blame"], reason["messages"]) == (rule.blame.value, 1)
-            assert RULE in reason["text"]
-        else:
-            (letter,) = [p for p in (tmp_path / "spool" / "pickup" / "badmail").iterdir() if p.suffix == ".txt"]
-            assert RULE in letter.read_text()
+async def test_a_rule_blames_message_recipient_or_sender(tmp_path: Path) -> None:
+    cases = {name: (rule, script) for name, (rule, script, _) in BLAMES.items()}
+    async with one_directory_each(tmp_path, cases) as bench:
+        reasons = {row["account"]: row for row in (await bench.get("/queue/reasons"))["items"]}
+        for name, (rule, _, status) in BLAMES.items():
+            (row,) = (await bench.get("/history", account=name))["items"]
+            assert (name, row["status"]) == (name, status)
+            assert RULE in row["text"]
+            assert (await bench.get(f"/accounts/{name}"))["pause"] is None
+            (queued,) = (await bench.get("/queue/messages", directory=name))["items"]
+            assert queued["state"] == ("badmail" if status == FAILED else "deferred")
+            if status == DEFERRED:
+                assert (reasons[name]["blame"], reasons[name]["messages"]) == (rule.blame.value, 1)
+                assert RULE in reasons[name]["text"]
+            else:
+                (letter,) = [p for p in (bench.paths[name] / "badmail").iterdir() if p.suffix == ".txt"]
+                assert RULE in letter.read_text()
 
 
 async def test_only_the_recipients_that_a_rule_names_fail(tmp_path: Path) -> None:
@@ -198,7 +207,7 @@ async def test_rules_are_saved_over_http_and_hold_from_then_on(tmp_path: Path) -
     async with SmtpServer(Script(dot=SAID)) as server, running(tmp_path, [account(server)]) as bench:
         bench.drop("a.eml", SIMPLE)
         await bench.drain()
-        assert await counts(bench) == (0, 1)  # by the table the message's fault
+        assert (await bench.get("/queue"))["totals"]["badmail"] == 1  # by the table the message's fault
         rule = {"blame": "account", "code": "5..", "text": "out of credit", "pause_seconds": 60}
         refused = await bench.http.patch("/accounts/main", json={"reply_rules": [{**rule, "text": "out of (credit"}]})
         assert refused.status_code == 422
@@ -207,7 +216,7 @@ async def test_rules_are_saved_over_http_and_hold_from_then_on(tmp_path: Path) -
         assert answer.status_code == 200, answer.text
         bench.drop("b.eml", SIMPLE)
         await bench.drain()
-        assert await counts(bench) == (0, 1)
+        assert (await bench.get("/queue"))["totals"]["badmail"] == 1
         assert (await bench.get("/accounts/main"))["pause"]["code"] == "reply_rule"
 
 

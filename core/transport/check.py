@@ -28,6 +28,7 @@ from core.domain.address import AddressError, parse_mailbox
 from core.domain.blame import judge
 from core.domain.outcome import Blame
 from core.domain.reply import Phase, Reply
+from core.domain.reply_rules import compiled
 from core.domain.target import address_of, is_loopback
 from core.smtp.capabilities import login_wanted
 from core.smtp.commands import check_mailbox
@@ -264,7 +265,7 @@ class _Trial:
             # its own kind of command is answered to transactions only
             await connection.command(Command.NOOP, b"RSET\r\n")
             return
-        ruling = judge(Phase.MAIL, reply, sender=address)
+        ruling = judge(Phase.MAIL, reply, sender=address, own=compiled(self.account.reply_rules))
         cause = {
             Blame.SENDER: f"The server does not let this account send as {address}.",
             Blame.TRANSIENT: "The server takes no mail at the moment.",

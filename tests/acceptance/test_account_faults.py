@@ -57,6 +57,25 @@ async def test_a_wrong_password_pauses_the_account_after_one_try_and_a_right_one
             assert (await bench.get("/alerts"))["items"] == []
 
 
+async def test_the_pause_and_the_check_tell_the_same_cause_of_a_refused_login(tmp_path: Path) -> None:
+    words = "535 5.7.139 Authentication unsuccessful, SmtpClientAuthentication is disabled for the Mailbox. Visit x."
+    async with SmtpServer(Script(auth=words), mechanisms=["PLAIN"]) as server:
+        value = account(server, auth=AuthMethod.AUTO, username="shop", password="right")
+        async with running(tmp_path, [value]) as bench:
+            await _fill(bench)
+            pause = (await _kept(bench, "login_refused"))["pause"]
+            checked = (await bench.http.post("/accounts/main/check")).json()
+            assert checked["ok"] is False
+            step = checked["steps"][-1]
+            assert (step["step"], step["code"]) == ("login", "smtp_auth_off_for_mailbox")
+            assert pause["reason"] == f"{step['cause'].rstrip('.')}: {words}"
+            assert pause["remedy"] == step["remedy"]
+            assert "Set-CASMailbox" in step["remedy"]
+            saved = await bench.http.patch("/accounts/main?check=true", json={"max_connections": 2})
+            assert saved.status_code == 422
+            assert step["cause"] in saved.json()["detail"]
+
+
 async def test_a_dead_host_pauses_for_a_while_and_mail_goes_when_it_is_back(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as placeholder:
         port = placeholder.getsockname()[1]

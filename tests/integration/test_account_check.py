@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from core.domain.account import Account, AuthMethod, OAuth, OAuthGrant, OAuthProvider, Security
+from core.domain.account import Account, AuthMethod, OAuth, OAuthGrant, OAuthProvider, ReplyRule, Security
+from core.domain.outcome import Blame
 from core.smtp.dialogue import TokenFailed
 from core.transport.check import Step, check, send_as_address
 from tests.support.smtp_server import DEFAULT_EXTENSIONS, Close, Hang, Raw, Script, SmtpServer, certificate
@@ -403,6 +404,23 @@ async def test_a_sender_beyond_ascii_is_asked_about_where_the_server_can() -> No
             assert steps["send_as"].ok is (not hide)
             asked = [line for line in server.commands if line.startswith("MAIL")]
             assert asked == ([] if hide else ["MAIL FROM:<jörg@example.org> SMTPUTF8"])
+
+
+async def test_without_tls_beyond_this_machine_it_is_said_what_that_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with SmtpServer() as server:
+        assert "tls" not in await tried(account(server))
+        monkeypatch.setattr("core.transport.check.is_loopback", lambda _: False)
+        steps = await tried(account(server))
+    assert (steps["tls"].code, steps["tls"].required) == ("no_tls", False)
+    assert "in the clear" in steps["tls"].cause
+    assert fine(steps)
+
+
+async def test_an_accounts_own_rows_judge_the_sender_too() -> None:
+    rule = ReplyRule(blame=Blame.TRANSIENT, code="550", text="greylisted")
+    async with SmtpServer(Script(mail={"*": "550 greylisted, come back"})) as server:
+        steps = await tried(account(server, from_address="a@x.org", reply_rules=(rule,)))
+    assert "at the moment" in steps["send_as"].cause
 
 
 async def test_a_server_that_wants_a_login_first() -> None:

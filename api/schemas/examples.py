@@ -38,6 +38,73 @@ ACCOUNT_CREATE: Examples = {
         "The preset knows host, port and limits. SMTP AUTH must be on for the mailbox. Login with a password is off by "
         "default from the end of December 2026: give `oauth` instead of it then.",
     ),
+    "office365_oauth": _example(
+        "Office 365 with an application's token",
+        {
+            "name": "office365-app",
+            "preset": "office365",
+            "username": "relay@example.org",
+            "oauth": {
+                "provider": "microsoft",
+                "grant": "client_credentials",
+                "tenant": "example.org",
+                "client_id": "11111111-2222-3333-4444-555555555555",
+                "client_secret": "the secret's value, not its id",
+            },
+        },
+        "Register an application in Entra with the permission SMTP.SendAsApp, let an administrator consent, make it a "
+        "service principal in Exchange Online and give it the mailbox. The token is fetched and renewed by itself.",
+    ),
+    "office365_login": _example(
+        "Office 365 with a person's login",
+        {
+            "name": "office365-login",
+            "preset": "office365",
+            "username": "relay@example.org",
+            "oauth": {
+                "provider": "microsoft",
+                "grant": "refresh_token",
+                "tenant": "example.org",
+                "client_id": "11111111-2222-3333-4444-555555555555",
+            },
+        },
+        "Then once: `mpu account login office365-login`. It shows a code to enter in any browser.",
+    ),
+    "gmail_oauth": _example(
+        "Gmail with a refresh token",
+        {
+            "name": "gmail-oauth",
+            "preset": "gmail",
+            "username": "relay@example.org",
+            "oauth": {
+                "provider": "google",
+                "grant": "refresh_token",
+                "client_id": "1234.apps.googleusercontent.com",
+                "client_secret": "GOCSPX-example",
+                "refresh_token": "1//example",
+            },
+        },
+        "The refresh token is made once in a browser for the scope https://mail.google.com/.",
+    ),
+    "google_service_account": _example(
+        "Google Workspace with a service account",
+        {
+            "name": "workspace",
+            "preset": "gmail",
+            "username": "relay@example.org",
+            "oauth": {
+                "provider": "google",
+                "grant": "service_account",
+                "service_account_key": {
+                    "type": "service_account",
+                    "client_email": "mpu@project.iam.gserviceaccount.com",
+                    "private_key_id": "0123",
+                    "private_key": "paste the whole JSON file here instead of this object",
+                },
+            },
+        },
+        "Give the service account domain-wide delegation for https://mail.google.com/; it acts for `username`.",
+    ),
     "gmail": _example(
         "Gmail",
         {
@@ -83,6 +150,7 @@ ACCOUNT_PUT: Examples = {
 
 ACCOUNT_UPDATE: Examples = {
     "password_rotation": _example("A new password", {"password": "a new password"}),
+    "token_rotation": _example("A new client secret", {"oauth": {"client_secret": "the new one"}}),
     "slower": _example("Fewer connections", {"max_connections": 2}),
     "senders": _example("Who it may send as", {"senders": ["@shop.example", "billing@example.org"]}),
     "default": _example("Back to the default", {"helo_name": None}),

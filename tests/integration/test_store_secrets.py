@@ -8,12 +8,14 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cryptography.fernet import Fernet
 
-from core.domain.account import Account
+from core.domain.account import Account, OAuth, OAuthGrant, OAuthProvider
+from core.domain.oauth import without_secrets
 from core.errors import SecretKeyLost, StateConflict
 from core.store import accounts, secrets
 from core.store.store import DATABASE_FILE, Store
@@ -26,6 +28,21 @@ async def with_accounts(store: Store, *names: str) -> None:
     for name in names:
         account = Account(name, "smtp.example.com", username="u", password=f"{PLANTED}-{name}")
         await store.write(lambda s, a=account: accounts.create(s, store.secrets, a, now=START))  # type: ignore[misc]
+
+
+OAUTH = OAuth(
+    OAuthProvider.OTHER,
+    OAuthGrant.REFRESH_TOKEN,
+    client_id="c",
+    token_url="https://id.example/token",
+    client_secret=f"{PLANTED}-secret",
+    refresh_token=f"{PLANTED}-refresh",
+)
+TOKENS = Account("t", "smtp.example.com", username="u", oauth=OAUTH)
+
+
+async def record_of(store: Store, name: str = "t") -> accounts.AccountRecord:
+    return await store.read(lambda s: accounts.get(s, store.secrets, name))
 
 
 async def passwords(store: Store) -> dict[str, str | None]:
@@ -223,3 +240,91 @@ async def test_an_environment_key_is_rotated_by_two_starts(tmp_path: Path) -> No
     assert await passwords(store) == {"a": f"{PLANTED}-a"}
     await asyncio.to_thread(store.close)
     assert not (tmp_path / secrets.KEY_FILE).exists()
+
+
+async def test_secrets_of_oauth_are_sealed_turned_to_a_new_key_and_cannot_be_swapped(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    await with_accounts(store, "a")
+    await store.write(lambda s: accounts.create(s, store.secrets, TOKENS, now=START))
+    old = (tmp_path / secrets.KEY_FILE).read_text()
+    await store.rotate_secret_key()
+    await asyncio.to_thread(store.close)
+    assert not any(PLANTED.encode() in (tmp_path / name).read_bytes() for name in os.listdir(tmp_path))
+    store = open_store(tmp_path)
+    assert (await record_of(store)).account == TOKENS
+    await asyncio.to_thread(store.close)
+    with sqlite3.connect(tmp_path / DATABASE_FILE) as connection:
+        connection.execute(
+            "UPDATE account SET oauth_secrets = (SELECT password FROM account WHERE name='a') WHERE name='t'"
+        )
+    connection.close()
+    store = open_store(tmp_path)
+    try:
+        record = await record_of(store)
+        assert (record.oauth_lost, record.oauth_set) == (True, ("client_secret", "refresh_token"))
+        assert store.secret_error is not None
+        assert store.secret_error.accounts == ("t",)
+    finally:
+        await asyncio.to_thread(store.close)
+    assert (tmp_path / secrets.KEY_FILE).read_text() != old
+
+
+async def test_lost_secrets_of_oauth_are_over_when_all_are_given_again(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    await store.write(lambda s: accounts.create(s, store.secrets, TOKENS, now=START))
+    await asyncio.to_thread(store.close)
+    (tmp_path / secrets.KEY_FILE).unlink()
+    store = open_store(tmp_path)
+    try:
+        problem = store.problem
+        assert isinstance(problem, SecretKeyLost)
+        assert problem.accounts == ("t",)
+        plain = replace(TOKENS, port=2525, oauth=without_secrets(OAUTH))
+        record = await store.write(lambda s: accounts.change(s, store.secrets, plain, now=START))
+        assert (record.account.port, record.oauth_lost, record.oauth_set) == (
+            2525,
+            True,
+            ("client_secret", "refresh_token"),
+        )
+        again = {"refresh_token": "new", "client_secret": None}
+        record = await store.write(lambda s: accounts.change(s, store.secrets, plain, now=START, oauth_secrets=again))
+        assert (record.oauth_lost, record.oauth_set) == (False, ("refresh_token",))
+        assert record.account.oauth == replace(OAUTH, client_secret=None, refresh_token="new")
+        await store.check_secrets()
+        assert store.problem is None
+    finally:
+        await asyncio.to_thread(store.close)
+
+
+async def test_a_refresh_token_that_changed_meanwhile_is_not_overwritten_by_a_save(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    try:
+        await store.write(lambda s: accounts.create(s, store.secrets, TOKENS, now=START))
+        elsewhere = replace(OAUTH, client_id="another")
+        changed = accounts.refresh_token_changed
+        assert await store.write(lambda s: changed(s, store.secrets, elsewhere, "r1")) == []
+        assert await store.write(lambda s: changed(s, store.secrets, OAUTH, "r1")) == ["t"]
+        assert await store.write(lambda s: changed(s, store.secrets, OAUTH, "late")) == []
+        before = await record_of(store)
+        assert (before.version, before.oauth_first) == (
+            (await store.write(lambda s: accounts.change(s, store.secrets, TOKENS, now=START + 1))).version,
+            OAUTH.refresh_token,
+        )
+        record = await store.write(
+            lambda s: accounts.change(
+                s, store.secrets, TOKENS, now=START + 2, oauth_secrets={"client_secret": "another"}
+            )
+        )
+        assert record.account.oauth == replace(OAUTH, client_secret="another", refresh_token="r1")
+        assert record.oauth_first == OAUTH.refresh_token
+        record = await store.write(
+            lambda s: accounts.change(s, store.secrets, TOKENS, now=START + 3, oauth_secrets={"refresh_token": "mine"})
+        )
+        assert record.oauth_first is None
+        assert PLANTED not in repr(record)
+        gone = await store.write(
+            lambda s: accounts.change(s, store.secrets, replace(TOKENS, oauth=None), now=START + 4)
+        )
+        assert (gone.account.oauth, gone.oauth_set) == (None, ())
+    finally:
+        await asyncio.to_thread(store.close)

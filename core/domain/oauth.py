@@ -142,7 +142,7 @@ class Granted:
 class Trouble:
     """Why there is no token, in the terms of an account's fault (core/domain/outcome.py). Holds no secret.
 
-    `code`: token_unreachable, token_delayed, token_malformed, token_refused, token_missing.
+    `code`: token_unreachable, token_delayed, token_malformed, token_denied, token_missing.
     """
 
     code: str
@@ -248,7 +248,7 @@ def read_answer(answer: Answer, *, where: str, secrets: Iterable[str | None] = (
         detail = f"{where} answered {answer.status}{': ' if text else ''}{text}"
         return Trouble("token_delayed", detail, "Nothing to do: MPU tries again by itself.", pause, True, error)
     if error is not None and 400 <= answer.status < 500:
-        return Trouble("token_refused", f"{where} gives no token: {text}", remedy_of(said), None, False, error)
+        return Trouble("token_denied", f"{where} gives no token: {text}", remedy_of(said), None, False, error)
     if 300 <= answer.status < 400:
         return _malformed(f"{where} answered {answer.status}, a redirect, which is not followed")
     return _malformed(f"{where} answered {answer.status} and no OAuth error")

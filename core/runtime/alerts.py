@@ -73,8 +73,8 @@ class Alerts:
             yield self._alert(
                 "password_lost",
                 Severity.ERROR,
-                f"the password of account {name} can't be read with this encryption key",
-                f'PATCH /accounts/{name} {{"password": "..."}}, or null if it needs none',
+                f"the password or OAuth secrets of account {name} can't be read with this encryption key",
+                f'PATCH /accounts/{name} {{"password": "..."}}, or the secrets within "oauth"; null removes one',
                 blame=Blame.ACCOUNT,
                 account=name,
             )

@@ -117,7 +117,7 @@ def _assertion(oauth: OAuth, username: str | None, now: float) -> str:
         key = read_service_account_key(oauth.service_account_key or "")
     except KeyUnusable as error:
         raise TokenFailed(
-            "token_refused",
+            "token_denied",
             f"the service account's key {error}",
             remedy="Set oauth.service_account_key again.",
             pause_seconds=None,

@@ -220,8 +220,8 @@ FAULTS: list[tuple[Any, str, bool, str]] = [
     (Reply(200, b"not gzip", {"Content-Encoding": "gzip"}), "token_unreachable", True, "reach"),
     (HTML, "token_malformed", True, "token_url"),
     (Hang(), "token_unreachable", True, "reach"),
-    (REVOKED, "token_refused", False, "mpu account login"),
-    (refusal("invalid_client", "AADSTS7000222: The client secret is expired."), "token_refused", False, "new one"),
+    (REVOKED, "token_denied", False, "mpu account login"),
+    (refusal("invalid_client", "AADSTS7000222: The client secret is expired."), "token_denied", False, "new one"),
 ]
 
 
@@ -245,12 +245,16 @@ async def test_what_the_endpoint_does_wrong_keeps_the_mail_and_says_why(
         assert [alert["code"] for alert in alerts if alert["account"] == "main"] == [code]
         await one.bench.drain()
         assert len(one.tokens.forms) == 1, "nothing asks on"
+        one.tokens.script = [fault]
+        found = (await one.bench.http.post("/accounts/main/check")).json()
+        (step,) = [step for step in found["steps"] if not step["ok"] and step["required"]]
+        assert (step["code"], step["remedy"]) == (code, pause["remedy"])
         assert one.smtp.logins == []
         assert (await one.bench.http.post("/accounts/main/resume")).status_code == 200
         await until(lambda: len(one.smtp.messages) == 3 and not one.bench.names(), "delivery")
 
 
-async def test_a_dead_endpoint_and_a_forbidden_one(tmp_path: Path) -> None:
+async def test_a_dead_endpoint_keeps_the_mail(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as placeholder:
         dead = f"http://127.0.0.1:{placeholder.getsockname()[1]}/token"
     async with office(tmp_path) as one:

@@ -402,7 +402,7 @@ async def test_no_password_anywhere(tmp_path: Path) -> None:
             files[path] = path.read_bytes()
     log = (tmp_path / "data.log").read_text()
     assert len(log.splitlines()) > 20
-    for code in ("login_refused", "token_refused", "token_malformed", "a new refresh token was stored"):
+    for code in ("login_refused", "token_denied", "token_malformed", "a new refresh token was stored"):
         assert code in log
     sealed = [path.name for path, octets in files.items() if b"gAAAAA" in octets]
     assert DATABASE_FILE in sealed or f"{DATABASE_FILE}-wal" in sealed, "it would have been found there"

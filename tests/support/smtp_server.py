@@ -618,7 +618,13 @@ class Session(asyncio.Protocol):
         if match is not None and self.server.tokens.get(user) == match[2]:
             self._logged_in("XOAUTH2", user, True)
             return
-        self._ask("", "eyJzdGF0dXMiOiI0MDAifQ==", lambda _: self._logged_in("XOAUTH2", user, False))
+        self._ask("", "eyJzdGF0dXMiOiI0MDAifQ==", lambda answer: self._xoauth2_refused(user, answer))
+
+    def _xoauth2_refused(self, user: str, answer: str) -> None:
+        if answer:
+            self._say("501 5.5.2 an empty line is wanted")
+        else:
+            self._logged_in("XOAUTH2", user, False)
 
     def _logged_in(self, mechanism: str, user: str, ok: bool) -> None:
         self.server.logins.append(LoginTry(mechanism, user, ok, self.encrypted))

@@ -17,6 +17,7 @@ import asyncio
 import base64
 import functools
 import json
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -73,7 +74,13 @@ class TokenServer:
     """See the top of the file."""
 
     def __init__(
-        self, *, lifetime: Any = 3600, rotates: bool = False, token: str = "access-{}", refresh: str = "refresh-{}"
+        self,
+        *,
+        lifetime: Any = 3600,
+        rotates: bool = False,
+        token: str = "access-{}",
+        refresh: str = "refresh-{}",
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self.lifetime = lifetime
         self.rotates = rotates
@@ -88,6 +95,7 @@ class TokenServer:
         self.on_token: Callable[[str], None] = lambda _: None
         self.asked = asyncio.Event()  # something was asked since it was cleared
         self.port = 0
+        self._context = context
         self._token = token
         self._refresh_name = refresh
         self._server: asyncio.Server | None = None
@@ -95,14 +103,14 @@ class TokenServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/token"
+        return f"http{'s' if self._context else ''}://127.0.0.1:{self.port}/token"
 
     @property
     def device_url(self) -> str:
         return f"http://127.0.0.1:{self.port}/device"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._context)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -237,7 +237,7 @@ REFUSED = [
 def test_what_waits_for_somebody(status: int, error: str, description: str, remedy: str) -> None:
     trouble = answer(status, {"error": error, "error_description": description})
     assert isinstance(trouble, Trouble)
-    assert (trouble.code, trouble.pause_seconds, trouble.passing) == ("token_refused", None, False)
+    assert (trouble.code, trouble.pause_seconds, trouble.passing) == ("token_denied", None, False)
     assert trouble.error == error
     assert error in trouble.detail
     assert description[:40] in trouble.detail

@@ -154,7 +154,11 @@ RecipientsPerDay = Annotated[
 
 
 class ReplyRuleShape(In):
-    """A row of your own before the table by which replies are judged. Patterns are regular expressions."""
+    """A row of your own before the table by which replies are judged.
+
+    Patterns are regular expressions; codes match as a whole. At least one of phase, code, enhanced_code and text is
+    needed. Before MAIL only account and transient can be blamed.
+    """
 
     blame: Literal["message", "recipient", "sender", "account", "transient"] = Field(
         description="Whose fault it is. account: it is paused, and no attempt is counted."
@@ -169,7 +173,9 @@ class ReplyRuleShape(In):
         default=None, description=r"The enhanced code (RFC 3463), as `5\.7\.1`."
     )
     text: Annotated[str, Printable, Field(min_length=1, max_length=500)] | None = Field(
-        default=None, description="Is searched for in the text, without regard to case."
+        default=None,
+        description="Is searched for in the first 500 characters of the text, without regard to case. So that no reply "
+        "can take long: at most two of `*` and `+`, no repeated groups, look-arounds and back-references.",
     )
     final: bool = Field(default=False, description="Never try again (message, recipient, sender).")
     pause_seconds: Annotated[float, Field(ge=1, le=86_400)] | None = Field(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, make_msgid
@@ -14,7 +14,7 @@ from core.domain.address import AddressError, parse_mailbox
 from core.domain.blame import judge
 from core.domain.clock import Clock
 from core.domain.envelope import Recipient
-from core.domain.outcome import AccountFault, Outcome, RecipientOutcome
+from core.domain.outcome import AccountFault, Attempt, Outcome, RecipientOutcome
 from core.domain.reply import Reply
 from core.domain.reply_rules import compiled
 from core.errors import FieldError, InvalidSettings, RelayError
@@ -40,6 +40,7 @@ class Checks:
     allow_private_targets: bool = True
     tokens: Tokens | None = None
     outside: SecretSources | None = None
+    sent: Callable[[Attempt], Awaitable[None]] | None = None  # told of test messages: they count for the limits too
 
     async def account(self, account: Account) -> CheckView:
         """Every step of core/transport/check.py with these settings, saved or not."""
@@ -146,6 +147,8 @@ class Checks:
             attempt = await turn.send(mail, _NoJournal(), self.clock.now())
         finally:
             turn.release()
+        if self.sent is not None and attempt.taken:
+            await self.sent(attempt)
         return attempt.outcomes[0], attempt.server, attempt.tls, attempt.fault
 
 

@@ -25,6 +25,7 @@ from core.delivery import Delivered, Delivery, Limits
 from core.domain.account import Directory
 from core.domain.circuit import Pause, PausedBy
 from core.domain.clock import Clock
+from core.domain.outcome import Attempt
 from core.errors import DatabaseNewer, DatabaseUnavailable, NotRunning, RelayError, StorageFull
 from core.runtime.accounts import Accounts
 from core.runtime.alerts import Alerts
@@ -225,6 +226,7 @@ class Relay:
             settings.allow_private_targets,
             self.tokens,
             SecretSources(settings),
+            self._count,
         )
         self.queue = Queue(self.inlets, self.outlets, store, audit, clock, settings.max_header_bytes)
         self.reasons = Reasons(self.queue)
@@ -320,6 +322,18 @@ class Relay:
         """Settings of the service were changed: mail that waits may have another way now."""
         self.outlets.set_sender_routes(await self.store.read(sender_routes.load))
         self.inlets.wake_all()
+
+    async def _count(self, attempt: Attempt) -> None:
+        """A message that no directory knows of was sent."""
+        self.outlets.count(attempt)
+
+        def write(session: Session) -> None:
+            usage.count(session, attempt.account, at=attempt.ended_at, messages=1, recipients=attempt.taken)
+
+        try:
+            await self.store.write(write)
+        except RelayError as error:
+            log.warning("test message not counted", account=attempt.account, reason=error.detail)
 
     def _remember_account(self, name: str, pause: Pause | None) -> None:
         self._remember(pauses.Place.ACCOUNT, name, pause)

@@ -197,10 +197,8 @@ class Outlets:
 
     def count(self, attempt: Attempt) -> None:
         """An attempt that did not set out here: of an earlier life, or a test message."""
-        quota = self.quotas.get(attempt.account)
-        taken = attempt.taken
-        if quota is not None and taken:
-            quota.count(taken)
+        if taken := attempt.taken:
+            self.quotas.count(attempt.account, taken)
 
     def account(self, name: str) -> Account:
         """Its settings now. Raises NotFound."""

@@ -38,6 +38,7 @@ class Quota:
 
     def __init__(self, name: str, clock: Clock, on_open: Callable[[str], None]) -> None:
         self.name = name
+        self.restored = False  # it counts what was sent before it was made
         self.connections: FewerConnections | None = None
         self.meter = Meter(NONE)
         self._clock = clock
@@ -257,16 +258,36 @@ def used_by(session: Session, accounts: Iterable[Account], now: float) -> dict[s
 class Quotas:
     """Of all accounts that have limits, or are slowed down. `on_open`: one more message may go through the account."""
 
-    def __init__(self, *, clock: Clock, on_open: Callable[[str], None]) -> None:
+    def __init__(self, *, clock: Clock, on_open: Callable[[str], None], restored: bool = True) -> None:
+        """`restored` False: `restore` comes before the first message, and tells what is counted until then too."""
         self._clock = clock
         self._on_open = on_open
         self._quotas: dict[str, Quota] = {}
-        self._before: Mapping[str, Iterable[Used]] = {}
+        self._before: Mapping[str, Iterable[Used]] | None = {} if restored else None
         self._closed = False
 
     def restore(self, used: Mapping[str, Iterable[Used]]) -> None:
-        """What accounts sent in the last 24 hours; for those that get limits next."""
+        """What accounts sent in the last 24 hours; for those that have limits, or get them next."""
         self._before = used
+        for quota in self:
+            if quota.meter.limits != NONE:
+                self._restore(quota)
+                quota.look_again()
+
+    def _restore(self, quota: Quota) -> None:
+        """Once: by then it counts by itself."""
+        if self._before is None or quota.restored:
+            return
+        quota.restored = True
+        now, wall = self._clock.monotonic(), self._clock.now()
+        before = self._before.get(quota.name, ())
+        quota.meter.restore(now, [(wall - used.until, used.messages, used.recipients) for used in before])
+
+    def count(self, account: str, recipients: int) -> None:
+        """A message went out that nothing was reserved for."""
+        quota = self._quotas.get(account)
+        if quota is not None and self._before is not None:
+            quota.count(recipients)
 
     def get(self, name: str) -> Quota | None:
         """None: nothing holds the account back."""
@@ -279,10 +300,8 @@ class Quotas:
             self.remove(account.name)
             return None
         quota = quota or self._make(account.name)
-        if limits is not None and quota.meter.limits == NONE:  # so far it counted for its slowness, if at all
-            now, wall = self._clock.monotonic(), self._clock.now()
-            before = self._before.get(account.name, ())
-            quota.meter.restore(now, [(wall - used.until, used.messages, used.recipients) for used in before])
+        if limits is not None:
+            self._restore(quota)
         quota.meter.set(limits or NONE)
         quota.look_again()
         return quota

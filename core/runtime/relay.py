@@ -47,7 +47,7 @@ from core.runtime.operations import Operations
 from core.runtime.outlets import Outlets
 from core.runtime.pauses import Pauses
 from core.runtime.queue import Queue
-from core.runtime.quotas import used_by
+from core.runtime.quotas import Quotas, used_by
 from core.runtime.reasons import Reasons
 from core.runtime.runtime_settings import RuntimeSettings
 from core.runtime.sandbox import Sandbox
@@ -175,6 +175,9 @@ class Relay:
         def on_health(_health: Health) -> None:
             loop.call_soon_threadsafe(self._on_health)
 
+        def on_open(account: str) -> None:
+            self.inlets.on_account(account)
+
         store.ledger.on_health = on_health
         self.audit = Audit(store, clock=clock)
         self.keys = Keys(store, self.audit, clock=clock)
@@ -185,7 +188,8 @@ class Relay:
             chance=self._chance,
             make_transport=lambda account: transport_of(account, settings, clock, self.tokens),
             remember=self._remember_account,
-            on_open=lambda name: self.inlets.on_account(name),
+            on_open=on_open,
+            quotas=Quotas(clock=clock, on_open=on_open, restored=False),
         )
         self.delivery = Delivery(
             self.outlets,
@@ -254,17 +258,14 @@ class Relay:
         """Accounts first, then directories with their recovery; one that can't be reached doesn't stop the others."""
 
         def load(session: Session) -> Any:
-            accounts = account_rows.load(session, self.store.secrets)
             return (
-                accounts,
-                used_by(session, [record.account for record in accounts], self.clock.now()),
+                account_rows.load(session, self.store.secrets),
                 directory_rows.load(session),
                 pauses.get(session, pauses.Place.RELAY),
                 sender_routes.load(session),
             )
 
-        accounts, used, directories, relay_pause, routes = await self.store.read(load)
-        self.outlets.quotas.restore(used)
+        accounts, directories, relay_pause, routes = await self.store.read(load)
         for record in accounts:
             self.outlets.set(record.account, record.pause)
         self.outlets.set_sender_routes(routes)
@@ -272,6 +273,8 @@ class Relay:
         for record in directories:
             self.inlets.set(record.directory, record.pause)
         await asyncio.gather(*(self._recover(inlet) for inlet in self.inlets if inlet.directory.enabled))
+        settings = [record.account for record in accounts]  # with what the recovery found out, and before anything goes
+        self.outlets.quotas.restore(await self.store.read(lambda s: used_by(s, settings, self.clock.now())))
 
     async def _recover(self, inlet: Any) -> None:
         try:

@@ -11,6 +11,8 @@ import pytest
 
 from core.domain.account import Directory
 from tests.support.clock import ManualClock
+from tests.support.model import Fate, Mail
+from tests.support.model_bench import CRASHES, ModelBench
 from tests.support.relay import Bench, account, mail, running, until
 from tests.support.smtp_server import Script, SmtpServer, Taken
 
@@ -157,6 +159,35 @@ async def test_a_restart_and_a_clock_that_was_set_forget_nothing(tmp_path: Path)
             await pass_time(bench, clock, DAY + 600)
             assert (await bench.drain())["sent"] == 1
     assert len(server.counts) == 4
+
+
+@pytest.mark.parametrize("when", CRASHES)
+async def test_a_kill_forgets_nothing_and_counts_nothing_twice(tmp_path: Path, when: str) -> None:
+    names = [f"{number}@example.org" for number in range(3)]
+    bench = ModelBench(tmp_path, dict.fromkeys(names, Fate.TAKE))
+    await bench.open()
+    await bench.patch("/accounts/main", messages_per_day=4)
+    for number, name in enumerate(names):
+        bench.drop(Mail(number, (name,)), f"{number}.eml", by_rename=False, twin=False)
+    await bench.crash(when, taken=True)
+    await bench.start()
+    quota = bench.relay.outlets.quotas.get("main")
+    assert quota is not None
+    taken = sum(seen.at_data for seen in bench.seen)
+    assert quota.used() == (taken, taken, taken)
+    assert (await bench.get("/accounts/main"))["usage"]["messages_last_day"] == taken
+    await bench.close()
+
+
+async def test_a_test_message_counts_too(tmp_path: Path) -> None:
+    clock = ManualClock()
+    async with CountingServer(clock) as server:
+        async with running(tmp_path, [account(server, messages_per_day=1)], clock=clock) as bench:
+            answer = await bench.http.post("/accounts/main/test-message", json={"to": "jo@example.org"})
+            assert answer.json()["ok"], answer.text
+            bench.drop("0.eml", mail(0))
+            assert blocked(await bench.drain()) == [("quota", "main", 1)]
+            assert (await bench.get("/accounts/main"))["usage"]["messages_last_day"] == 1
 
 
 async def test_what_is_left_overflows_to_the_next_account(tmp_path: Path) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from core.domain.account import Directory
 from core.store import accounts
 from tests.support.clock import ManualClock
+from tests.support.command import mpu
 from tests.support.relay import Bench, add_directory, mail, running, until
+from tests.support.service import COMMAND, KEY, environment, service
 from tests.support.smtp_server import Late, SmtpServer
-from tests.support.token_server import HTML, REVOKED, Hang, Reply, TokenServer, refusal, service_key
+from tests.support.token_server import HTML, PENDING, REVOKED, Hang, Reply, TokenServer, refusal, service_key
 
 USER = "relay@example.org"
 
@@ -309,6 +314,58 @@ async def test_after_a_restart_the_stored_refresh_token_is_used(tmp_path: Path) 
             async with running(tmp_path, pickups=[], clock=clock) as bench:
                 assert (await bench.http.post("/accounts/main/check")).json()["ok"]
         assert [form["refresh_token"] for form in tokens.forms] == ["refresh-0", "refresh-1"]
+
+
+async def test_one_pass_without_the_service_keeps_what_the_refresh_token_becomes(tmp_path: Path) -> None:
+    async with office(tmp_path, TokenServer(rotates=True)) as one:
+        await one.put(REFRESH)
+        one.drop()
+        await one.bench.relay.stop()
+        arguments = ("process", str(tmp_path / "spool" / "pickup"), "--send", "--data-dir", str(tmp_path / "data"))
+        done = await asyncio.to_thread(
+            subprocess.run, [*COMMAND, *arguments], env=environment(), capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert len(one.smtp.messages) == 1
+        async with running(tmp_path, pickups=[]) as bench:
+            assert await Office(bench, one.smtp, one.tokens, tmp_path).stored() == "refresh-1"
+
+
+async def test_a_login_with_a_code_lets_the_waiting_mail_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the command line, over HTTP, into a service that runs."""
+    inbox = tmp_path / "spool" / "pickup"
+    inbox.mkdir(parents=True)
+    tokens = TokenServer()
+    tokens.interval, tokens.device = 0, [PENDING, PENDING]
+    async with tokens, SmtpServer(mechanisms=["XOAUTH2"], require_auth=True) as smtp:
+        tokens.on_token = lambda token: smtp.tokens.update({USER: token})
+        starting = service(tmp_path / "data", tmp_path / "spool", MPU_ALLOWED_SMTP_PORTS="0")
+        one = await asyncio.to_thread(starting.__enter__)
+        try:
+            http = httpx.AsyncClient(base_url=one.http.base_url, headers=one.http.headers, timeout=30)
+            async with http:
+                oauth = {**CLIENT, "grant": "refresh_token", "token_url": tokens.url}
+                body = {"host": "127.0.0.1", "port": smtp.port, "security": "none", "username": USER, "oauth": oauth}
+                assert (await http.put("/accounts/main", json=body)).status_code == 201
+                directory = {"path": str(inbox), "accounts": ["main"]}
+                assert (await http.put("/directories/pickup", json=directory)).status_code == 201
+                (inbox / "a.eml").write_bytes(mail(1))
+                await http.post("/drain", json={})
+                assert (await http.get("/accounts/main")).json()["pause"]["code"] == "token_missing"
+                monkeypatch.setenv("MPU_URL", str(one.http.base_url))
+                monkeypatch.setenv("MPU_API_KEY", KEY)
+                monkeypatch.setenv("MPU_OAUTH_CLIENT_SECRET", "its-secret")
+                assert await asyncio.to_thread(mpu, "account", "login", "main", "--device-url", tokens.device_url) == 0
+                await until(lambda: len(smtp.messages) == 1, "delivery")
+                shown = (await http.get("/accounts/main")).json()
+                assert (shown["pause"], shown["oauth"]["refresh_token_set"]) == (None, True)
+        finally:
+            await asyncio.to_thread(starting.__exit__, None, None, None)
+    said = capsys.readouterr()
+    assert "WDJB-MJHT" in said.out
+    assert "its-secret" not in said.out + said.err + (tmp_path / "data.log").read_text()
 
 
 async def test_a_check_before_the_save_does_not_use_the_refresh_token_up(tmp_path: Path) -> None:

@@ -46,12 +46,14 @@ from core.logs import configure_logs
 from core.runtime.clock import SystemClock
 from core.runtime.instance import DataDirLock
 from core.runtime.process import Processed
+from core.runtime.quotas import used_by
 from core.settings import Settings
 from core.spool.directory import DirectorySpool
 from core.store import accounts as account_rows
 from core.store import directories as directory_rows
 from core.store import sender_routes
 from core.store.store import Store
+from core.store.usage import Used
 
 CLOCK = SystemClock()
 
@@ -244,6 +246,9 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
     def tell(delivered: Delivered) -> None:
         rows.append(row_of(delivered)) if as_json else _tell(delivered)
 
+    def used(session: Session) -> dict[str, list[Used]]:
+        return used_by(session, [account for account, _ in job.accounts], CLOCK.now())
+
     waiting: list[float] = []
     ledger = job.store.ledger if job.store is not None else Ledger(None, clock=CLOCK)
     try:
@@ -254,6 +259,7 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
             clock=CLOCK,
             ledger=ledger,
             remember=forget if job.store is None else stored_in(ledger, job.store.secrets),
+            used={} if job.store is None else job.store.read_now(used),
             include_deferred=deferred_too,
             settings=job.settings,
             on_delivered=tell,

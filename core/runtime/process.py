@@ -11,8 +11,9 @@ import asyncio
 import random
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from core.cycle import Cycle
 from core.delivery import Delivered, Delivery, Limits
@@ -29,6 +30,7 @@ from core.settings import Settings
 from core.slots import OpenMessages
 from core.spool.directory import DirectorySpool
 from core.store.ledger import Ledger
+from core.store.usage import Used
 
 WRITER_WAIT_SECONDS = 1.0  # beside quiet_seconds: how long files that may still be written are waited for
 WRITER_LOOK_SECONDS = 0.25
@@ -62,6 +64,7 @@ async def process(
     ledger: Ledger,
     settings: Settings,
     remember: Remember = forget,
+    used: Mapping[str, Iterable[Used]] = MappingProxyType({}),
     include_deferred: bool = False,
     on_delivered: Callable[[Delivered], None] = lambda _: None,
     stop: asyncio.Event | None = None,
@@ -69,7 +72,8 @@ async def process(
     """Send what is due in the directory, through its accounts; ends when nothing can go now, or on `stop`.
 
     `accounts`: those that the directory and the sender routes name, with an operator's pause where there is one.
-    `remember` stores a refresh token that changes. Raises DirectoryUnavailable.
+    `remember` stores a refresh token that changes; `used`: what accounts with limits sent in the last 24 hours. What a
+    quota has no room for soon is left. Raises DirectoryUnavailable.
     """
     stop = stop or asyncio.Event()
     tokens = Tokens(settings, clock, remember)
@@ -80,6 +84,7 @@ async def process(
         remember=lambda _name, _pause: None,
         on_open=lambda _name: None,
     )
+    outlets.quotas.restore(used)
     for account, pause in accounts:
         outlets.set(account, pause)
     outlets.set_sender_routes(routes)
@@ -109,12 +114,20 @@ async def process(
         scan_batch=settings.scan_batch,
         on_delivered=note,
     )
+
+    def let_go(_: object) -> None:
+        cycle.nudge()
+        outlets.quotas.close()
+
+    stopping = asyncio.get_running_loop().create_task(stop.wait())
+    stopping.add_done_callback(let_go)
     try:
         await cycle.ready()
         report = await cycle.run(include_deferred=include_deferred, stop=stop.is_set)
         result.blocked = report.blocked
         await _wait_for_writers(cycle, stop)
     finally:
+        stopping.cancel()
         cycle.begin_stop()
         if not await cycle.drained(settings.grace_seconds):
             result.cut_off = cycle.in_flight

@@ -201,6 +201,26 @@ async def test_messages_per_connection() -> None:
         assert [session.commands[-1] for session in server.sessions[:2]] == ["QUIT", "QUIT"]
 
 
+async def test_fewer_connections_leave_the_idle_ones_at_once_and_the_busy_ones_when_they_are() -> None:
+    async with SmtpServer() as server, pool_to(server, max_connections=4) as pool:
+        turns = await asyncio.gather(*(pool.turn() for _ in range(4)))
+        assert (pool.connections, pool.rate) == (4, 0)
+        for turn in turns[2:]:
+            turn.release()
+        pool.limit(1)
+        assert pool.connections == 2, "two were idle"
+        for turn in turns[:2]:
+            assert (await turn.send(Told().transaction)).failure is None
+        await until(lambda: pool.connections == 1)
+        assert pool.rate > 0
+        await asyncio.gather(*(send(pool) for _ in range(3)))
+        assert pool.connections == 1
+        pool.limit(2)
+        for turn in await asyncio.gather(*(pool.turn() for _ in range(2))):
+            turn.release()
+        assert pool.connections == 2
+
+
 @pytest.mark.parametrize("quit_action", [None, Hang(), Close(), "500 what"])
 async def test_an_idle_connection_is_left_with_quit(quit_action: Any) -> None:
     async with SmtpServer(Script(quit=quit_action)) as server:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from core.delivery import block_of
 from core.domain.account import Account, Directory, FromPolicy, SenderRoute, Strategy
 from core.domain.circuit import Pause, PausedBy
 from core.domain.outcome import AccountFault
@@ -508,3 +509,76 @@ async def test_close_ends_politely_and_leaves_nothing(bench: Bench) -> None:
     assert bench.outlets.names == []
     assert [t.closed for t in bench.made] == [True, True]
     assert all(timer.cancelled for timer in bench.timers)
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+TOO_MANY = AccountFault("out", Phase.MAIL, "too_many_connections", "432 4.3.2", "Fewer.", 90.0, passing=False)
+TOO_FAST = AccountFault("out", Phase.MAIL, "sending_too_fast", "454 Throttling", "Slower.", 10.0, passing=True)
+
+
+def transport_of(bench: Bench, number: int = 0) -> FakeTransport:
+    return bench.made[number]
+
+
+async def test_an_account_out_of_quota_gives_way_and_comes_back(bench: Bench) -> None:
+    bench.outlets.set(replace(OUT, messages_per_hour=1))
+    passage = bench.outlets.begin("out")
+    assert passage.quota is not None
+    room = passage.quota.reserve(1)
+    passage.quota.settle(room, 1)
+    route = bench.outlets.route(DIRECTORY, NOBODY)
+    (refusal,) = route.refusals
+    assert (route.account, refusal.account, refusal.reason) == ("spare", "out", "quota")
+    assert refusal.until is not None
+    assert HOUR <= refusal.until - bench.clock.now() <= HOUR + MINUTE
+    bench.woken.clear()
+    bench.elapse(refusal.until - bench.clock.now() + 0.01)
+    assert (bench.may_send(), bench.woken) == ("out", ["out"])
+    assert bench.outlets.limited
+    bench.outlets.set(OUT)
+    assert bench.outlets.begin("out").quota is None
+    assert not bench.outlets.limited
+
+
+async def test_what_is_told_is_the_quota_only_where_it_is_what_comes_next(bench: Bench) -> None:
+    bench.outlets.set(replace(OUT, messages_per_hour=1))
+    passage = bench.outlets.begin("out")
+    assert passage.quota is not None
+    passage.quota.settle(passage.quota.reserve(1), 1)
+    bench.outlets.pause("spare", "maintenance", None)
+    assert block_of(bench.outlets.route(DIRECTORY, NOBODY)).reason == "quota"
+    bench.outlets.pause("spare", "maintenance", bench.clock.now() + MINUTE)
+    told = block_of(bench.outlets.route(DIRECTORY, NOBODY))
+    assert (told.reason, told.account, told.until) == ("account_paused", "spare", bench.clock.now() + MINUTE)
+
+
+async def test_too_many_connections_means_one_fewer_for_a_while(bench: Bench) -> None:
+    transport = transport_of(bench)
+    transport.connections, transport.rate = 3, 20.0
+    bench.failed(TOO_MANY)
+    bench.failed(TOO_MANY)  # the others that were under way hear the same
+    assert transport.most == 2
+    quota = bench.outlets.quotas.get("out")
+    assert quota is not None
+    assert quota.slowed_to() == 10.0, "half, once"
+    bench.elapse(600)
+    bench.begin("out")
+    assert transport.most == 3
+    bench.elapse(1200)
+    bench.begin("out")
+    assert transport.most is None
+
+
+async def test_what_its_server_asked_for_outlasts_an_edit_and_ends(bench: Bench) -> None:
+    transport_of(bench).rate = 20.0
+    bench.failed(TOO_FAST)
+    bench.outlets.set(replace(OUT, max_connections=7))
+    passage = bench.outlets.begin("out")
+    assert passage.quota is not None
+    bench.outlets.worked(passage)
+    bench.elapse(HOUR)
+    assert bench.outlets.begin("out").quota is None
+    assert bench.outlets.quotas.get("out") is None
+    assert bench.outlets.route(DIRECTORY, NOBODY) == Route("out")

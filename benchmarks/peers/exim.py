@@ -1,4 +1,4 @@
-"""An Exim of our own, from Debian's packages under var/peers, in a mount name space where only its own files are changed.
+"""An Exim of our own, from Debian's packages under var/peers, in a name space where only its own files change.
 
 Mail is handed over by smtp-source while it may only be queued (`queue_only`); then four queue runners at once, as
 `queue_run_max` and the documentation advise for a long queue. Connections are used again for what waits for the host.

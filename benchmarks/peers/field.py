@@ -22,9 +22,21 @@ _WARM_MESSAGES = 100
 
 
 class Field:
-    """Who takes part, and what came of it. `count` mails of `size` octets wait for each of them in each round."""
+    """Who takes part, and what came of it. `count` mails of `size` octets wait for each of them in each round.
 
-    def __init__(self, context: Context, stack: ExitStack, port: int, *, count: int, size: int) -> None:
+    `round_trips` tells how many there were so far (peers/proxy.py).
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        stack: ExitStack,
+        port: int,
+        *,
+        count: int,
+        size: int,
+        round_trips: Callable[[], int] | None = None,
+    ) -> None:
         self.result = Result()
         self.seconds: dict[str, tuple[float, ...]] = {}
         self._context = context
@@ -34,17 +46,34 @@ class Field:
         self._size = size
         self._runs: list[tuple[str, Callable[[int], float]]] = []
         self._cpu: list[float] = []
+        self._round_trips = round_trips
+        self._waits: dict[str, list[float]] = {}
 
     def add(self, who: str, start: Callable[[], Callable[[int], float]]) -> None:
         """Somebody whom `start` makes ready; what it gives does one round and says how long it took."""
         try:
-            self._runs.append((who, start()))
+            run = start()
         except Missing as missing:
             self.result.left_out.append(f"{who}: {missing}")
+        else:
+            self._runs.append((who, self._counted(who, run)))
 
-    def mpu(self, *, connections: int = 10, **account: Any) -> None:
+    def _counted(self, who: str, run: Callable[[int], float]) -> Callable[[int], float]:
+        if self._round_trips is None:
+            return run
+        count, waits = self._round_trips, self._waits.setdefault(who, [])
+
+        def counted(number: int) -> float:
+            before = count()
+            seconds = run(number)
+            waits.append((count() - before) / self._count)
+            return seconds
+
+        return counted
+
+    def mpu(self, name: str = "mpu", *, connections: int = 10, **account: Any) -> None:
         """`mpu serve`, kept running over all rounds, warmed by a small drain before them."""
-        one = self._stack.enter_context(mpu(self._context.folder / "mpu"))
+        one = self._stack.enter_context(mpu(self._context.folder / name))
         one.account("main", self._port, connections=connections, **account)
         pickup = one.directory("pickup", ["main"])
 
@@ -129,11 +158,14 @@ class Field:
         for who, seconds in self.seconds.items():
             values = tuple(self._count * each / s for s in seconds)
             self.result.series.append(Series(who, what, unit, values, notes.get(who, "")))
-        self.result.series.append(Series(MPU, "CPU a message", "us", tuple(self._cpu)))
+        for who, waits in self._waits.items():
+            self.result.series.append(Series(who, f"{what}, a message", "round trips", tuple(waits)))
+        if not self._waits:
+            self.result.series.append(Series(MPU, f"{what}, CPU a message", "us", tuple(self._cpu)))
 
     def wanted(self, factor: float, other: str) -> None:
         """MPU is to be so many times as fast as another, by the medians of the first series; nothing if it is out."""
-        medians = {series.who: series.median for series in reversed(self.result.series) if series.unit != "us"}
+        medians = {series.who: series.median for series in self.result.series[: len(self.seconds)]}
         if other in medians:
             ratio = medians[MPU] / medians[other]
             self.result.targets.append(Target(f"times as fast as {other}", factor, ratio, "ratio"))

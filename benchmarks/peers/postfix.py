@@ -10,7 +10,6 @@ the first on. Not in the time: the sync of each mail to the disk when Postfix ta
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
@@ -23,7 +22,6 @@ from typing import Self
 
 from benchmarks.peers import Missing, free_port, greets, until
 from benchmarks.peers.generator import generate
-from tests.support.relay import mail
 
 _PATIENCE_SECONDS = 300.0
 _DAEMONS = Path("/usr/lib/postfix/sbin")
@@ -163,14 +161,10 @@ class Postfix:
             ["postfix", "-c", str(self._root / "etc"), *command], capture_output=True, text=True, check=False
         )
 
-    async def sendmail(self, number: int) -> float:
-        """Hand one mail over; the time at which sendmail's command ended."""
-        process = await asyncio.create_subprocess_exec(
-            "sendmail", "-C", str(self._root / "etc"), "-f", "shop@example.com", "jo@example.org",
-            stdin=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        await process.communicate(mail(number, body=b"x" * 76 + b"\r\n"))
-        return time.perf_counter()
+    def sendmail(self, sender: str, mail: bytes, recipient: str = "jo@example.org") -> None:
+        """Hand one mail over with its command; it has ended when this returns."""
+        command = ["sendmail", "-C", str(self._root / "etc"), "-f", sender, recipient]
+        subprocess.run(command, input=mail, check=True)
 
 
 def _first_file(folder: Path) -> bool:

@@ -73,14 +73,20 @@ async def serve(port: int, seconds: float) -> None:
     """Until standard input ends."""
     loop = asyncio.get_running_loop()
     clients: list[Side] = []
+    connecting: set[asyncio.Task[None]] = set()
 
     def accept() -> Side:
         client, server = Side(seconds, client=True), Side(seconds, client=False)
         client.other, server.other = server, client
         clients.append(client)
-        connecting = loop.create_task(loop.create_connection(lambda: server, "127.0.0.1", port))
-        connecting.add_done_callback(lambda done: done.exception() and client.take(b"", 0))
+        connecting.add(loop.create_task(connect(client, server)))
         return client
+
+    async def connect(client: Side, server: Side) -> None:
+        try:
+            await loop.create_connection(lambda: server, "127.0.0.1", port)
+        except OSError:
+            client.take(b"", 0)
 
     listening = await loop.create_server(accept, "127.0.0.1", 0, backlog=200)
     print(listening.sockets[0].getsockname()[1], flush=True)

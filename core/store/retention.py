@@ -21,7 +21,7 @@ BATCH_SECONDS = 0.008  # that one batch may keep the ledger; its last slice goes
 _PAUSE_SECONDS = 0.02  # between two: of the ledger's time, half at most is ours
 SUPERSEDED_KEPT_SECONDS = 3600.0
 _DAY_SECONDS = 86_400.0
-_SLICE = 50  # rows between two looks at the time; some milliseconds where their pages have to come from the disk
+_SLICE = 25  # rows between two looks at the time; their pages may have to come from the disk
 
 # Few statements and single rows, since with each of them the interpreter is let go of, and must be waited for again.
 _OLDEST = """

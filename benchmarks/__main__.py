@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from benchmarks.machine import machine, versions
+from benchmarks.machine import busy_with_others, machine, versions
 from benchmarks.result import Context, Result, Series
 
 SCENARIOS = (
@@ -55,9 +55,12 @@ def main(arguments: list[str]) -> int:
     """The exit code."""
     options = _options(arguments)
     _WORK.mkdir(parents=True, exist_ok=True)
-    facts = {"machine": machine(_WORK), "versions": versions()}
+    facts: dict[str, Any] = {"machine": machine(_WORK), "versions": versions()}
     for title, values in facts.items():
         print(f"{title}: " + ", ".join(f"{name} {value}" for name, value in values.items()))
+    facts["warning"] = busy_with_others()
+    if facts["warning"]:
+        print(f"WARNING: {facts['warning']}: the figures don't compare")
     results: dict[str, Result] = {}
     broken: list[str] = []
     for name in options.only or SCENARIOS:

@@ -30,6 +30,15 @@ def machine(folder: Path) -> dict[str, str]:
     }
 
 
+def busy_with_others() -> str:
+    """A warning where other programs had the processor in the last minute; empty if not.
+
+    What has ten processes then gets more of it than what has one, so figures of different programs don't compare.
+    """
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    return f"others keep the machine busy (load {load:.1f} on {cores} cores)" if load > cores / 2 else ""
+
+
 def versions() -> dict[str, str]:
     """Of what takes part, where it is there."""
     found = {}

@@ -33,7 +33,12 @@ PANELS = (
         {"aiosmtplib, octets": "aiosmtplib, sendmail", "aiosmtplib": "aiosmtplib, send_message"},
     ),
     Panel("large", "200 messages of 1 MB waiting", "MB/s", {}),
-    Panel("delay", "4 KB, one connection, server 50 ms away", "msg/s", {"MPU CHUNKING": "MPU, CHUNKING"}),
+    Panel(
+        "delay",
+        "4 KB, one connection, a round trip takes 50 ms",
+        "msg/s",
+        {"MPU CHUNKING": "MPU, CHUNKING", "MPU PIPELINING": "MPU, PIPELINING"},
+    ),
 )
 
 
@@ -60,6 +65,7 @@ def draw(folder: Path) -> None:
         len(PANELS), 1, figsize=(9, 0.34 * sum(heights) + 0.9), height_ratios=heights, layout="constrained"
     )
     picture.set_facecolor(_PAPER)
+    picture.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     for panel, axis, (rows, _) in zip(PANELS, axes, contents, strict=True):
         _panel(axis, panel, rows)
     picture.supxlabel(_caption([document for _, document in contents]), fontsize=7.5, color=_FAINT)
@@ -98,9 +104,10 @@ def _caption(documents: list[dict[str, Any]]) -> str:
     programs = [
         f"{name} {versions[name].split('-')[0]}" for name in ("Postfix", "Exim", "aiosmtplib") if name in versions
     ]
+    warning = "".join(f"Don't compare: {text}.\n" for text in sorted({d["warning"] for d in documents if d["warning"]}))
     return (
-        f"Medians of {' or '.join(rounds)} interleaved rounds, and their spread; one smtp-sink takes it all. "
-        f"smtp-source has no files and no history.\n"
+        f"Medians of {' or '.join(rounds)} interleaved rounds, and their spread; one smtp-sink takes it all "
+        f"(with CHUNKING the server of the tests). smtp-source has no files and no history.\n{warning}"
         f"{machine['cores']} cores {machine['processor']}, {machine['file system']}, {machine['kernel']}, "
         f"Python {machine['Python']}, {', '.join(programs)}; {' and '.join(days)}"
     )

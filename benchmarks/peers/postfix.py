@@ -94,7 +94,11 @@ class Postfix:
             started = self._postfix("start")
             self._started = started.returncode == 0
             if self._started:
-                until(lambda: greets(self._own), "the start of Postfix")
+                try:
+                    until(lambda: greets(self._own), "the start of Postfix")
+                except RuntimeError:
+                    self._stop()
+                    raise
             else:
                 self.missing = "it did not start: " + (started.stderr.strip().splitlines() or ["silently"])[-1][:200]
         return self
@@ -103,10 +107,17 @@ class Postfix:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._started:
-            master = int((self._root / "queue" / "pid" / "master.pid").read_text())
-            with suppress(ProcessLookupError):
-                os.kill(master, signal.SIGTERM)  # it ends its children, too
-            until(lambda: not Path(f"/proc/{master}").exists(), "the stop of Postfix")
+            self._stop()
+
+    def _stop(self) -> None:
+        """The master ends its children, too; without it they end by themselves."""
+        master = int((self._root / "queue" / "pid" / "master.pid").read_text())
+        with suppress(ProcessLookupError):
+            os.kill(master, signal.SIGTERM)
+            try:
+                until(lambda: not Path(f"/proc/{master}").exists(), "the stop of Postfix", seconds=10)
+            except RuntimeError:
+                os.kill(master, signal.SIGKILL)
 
     def needed(self) -> Self:
         """Raise Missing where it is."""
@@ -143,6 +154,8 @@ class Postfix:
             return "needs root"
         if shutil.which("postfix") is None or not (_DAEMONS / "master").exists():
             return "not installed"
+        if not all(folder.stat().st_mode & 0o001 for folder in self._root.parent.parents):
+            return "its user can't reach the folder of the benchmark"
         return ""
 
     def _configure(self) -> None:

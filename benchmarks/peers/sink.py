@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ _IDLE_SECONDS = "3600"  # longer than the turns of the others take, so that a ke
 def smtp_sink() -> Iterator[int]:
     """Postfix's smtp-sink, with PIPELINING and all else that it offers; its port. Raises Missing."""
     port = free_port()
-    command = [program("smtp-sink"), "-u", "nobody", "-t", _IDLE_SECONDS, f"127.0.0.1:{port}", _BACKLOG]
+    user = ["-u", "nobody"] if os.geteuid() == 0 else []  # root has to name one, nobody else may
+    command = [program("smtp-sink"), *user, "-t", _IDLE_SECONDS, f"127.0.0.1:{port}", _BACKLOG]
     process = subprocess.Popen(command)
     try:
         until(lambda: process.poll() is not None or greets(port), "the start of smtp-sink")

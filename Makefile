@@ -7,7 +7,7 @@ LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashe
 TESTS ?= tests
 WORKERS ?= auto
 
-.PHONY: help setup run test corpora interop fuzz model chaos lint format openapi lock clean
+.PHONY: help setup run test corpora interop fuzz model chaos bench bench-plot lint format openapi lock clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -66,6 +66,16 @@ fuzz: $(VENV)/.tools ## look for octets that break the parsers: MINUTES=1 a targ
 
 chaos: $(VENV)/.tools ## every promise with the figures of its table: kills, power cuts, full disks (15 to 30 minutes)
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+bench: $(VENV)/.tools var/bench/.site ## figures beside Postfix, Exim and others (these as root): ONLY="large tls" ROUNDS=5
+	$(BIN)/python -m benchmarks --rounds $(or $(ROUNDS),5) $(if $(ONLY),--only $(ONLY))
+
+bench-plot: $(VENV)/.tools var/bench/.site ## draw docs/performance.svg and .png from benchmarks/results
+	PYTHONPATH=var/bench/site:. $(BIN)/python -m benchmarks.plot
+
+var/bench/.site: requirements-bench.lock | $(VENV)/.tools
+	@$(PIP) install --require-hashes --no-deps --target var/bench/site --upgrade -r requirements-bench.lock
+	@touch $@
 
 format: $(VENV)/.tools ## put the code into shape
 	$(BIN)/ruff format .

@@ -1,4 +1,7 @@
-"""What routes ask for: the relay, who acts, pages, versions."""
+"""What routes ask for: the relay, who acts, pages, versions.
+
+Coroutines, though they wait for nothing: FastAPI would run plain functions in a thread, each a turn of a busy loop.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,19 @@ from core.runtime.views import Actor
 from core.settings import Settings
 
 
-def relay_of(request: Request) -> RelayFacade:
+async def relay_of(request: Request) -> RelayFacade:
     """The relay that this application was made for."""
     relay: RelayFacade = request.app.state.relay
     return relay
 
 
-def settings_of(request: Request) -> Settings:
+async def settings_of(request: Request) -> Settings:
     """The settings of the start."""
     settings: Settings = request.app.state.settings
     return settings
 
 
-def actor_of(request: Request) -> Actor:
+async def actor_of(request: Request) -> Actor:
     """Who acts; the route's guard found it out."""
     actor: Actor = request.state.actor
     return actor
@@ -36,7 +39,7 @@ def actor_of(request: Request) -> Actor:
 _ETAGS = re.compile(r'\s*(?:\*|(?:W/)?"?([\x21\x23-\x2b\x2d-\x7e]*)"?)\s*(?:,|$)')
 
 
-def versions_of(
+async def versions_of(
     if_match: Annotated[
         str | None,
         Header(

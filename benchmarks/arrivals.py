@@ -29,6 +29,7 @@ _ANSWERS = {
 }
 _MARK = b"<wait."
 _GATE_SECONDS = 60.0  # then it opens by itself
+_GATE_BUFFER = 1 << 18  # octets
 PATIENCE_SECONDS = 60.0
 
 
@@ -149,9 +150,13 @@ class _Server:
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(lambda: _Session(self), "127.0.0.1", 0, backlog=512)
+        listener = socket.socket()
+        if self.gate:  # else the kernel takes all the rest of a message that is held at its middle
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _GATE_BUFFER)
+        listener.bind(("127.0.0.1", 0))
+        await loop.create_server(lambda: _Session(self), sock=listener, backlog=512)
         loop.add_reader(self.pipe.fileno(), self._asked)
-        self.pipe.send(server.sockets[0].getsockname()[1])
+        self.pipe.send(listener.getsockname()[1])
         await asyncio.Event().wait()
 
     def _asked(self) -> None:

@@ -34,7 +34,7 @@ _SIZES = (*([2_000] * 90), *([20_000] * 9), 500_000)  # of a hundred mails
 
 def run(context: Context) -> Result:
     """Three times: idle, beside the big directory, beside the silent server and another big one."""
-    big, seconds = (3_000, 3.0) if context.small else (100_000, 20.0)
+    big, seconds = (3_000, 2.0) if context.small else (100_000, 10.0)
     result = Result()
     with Sink() as sink, Silent() as silent, mpu(context.folder) as one:
         accounts = [f"way-{number}" for number in range(ACCOUNTS)]
@@ -47,7 +47,7 @@ def run(context: Context) -> Result:
             ways = [accounts[first], accounts[(first + 1) % ACCOUNTS]]
             paths.append(one.directory(f"small-{number:02}", ways, watch=True, schedule=None))
         writer = _Writer(sink, paths, shares)
-        deadline = time.monotonic() + seconds / 2
+        deadline = time.monotonic() + seconds
         _told(result, "idle", writer.write(lambda: time.monotonic() > deadline))
 
         path = context.folder / "spool" / "big"
@@ -60,14 +60,16 @@ def run(context: Context) -> Result:
             Series("MPU", f"one has {big:,} waiting: until it has none", "s", (time.monotonic() - began,))
         )
 
+        again = context.folder / "spool" / "again"
+        _fill(again, big // 2, first=big)
         one.account("silent", silent, connections=5)
         for number in range(SILENT_DIRECTORIES):
             _fill(context.folder / "spool" / f"silent-{number}", _SILENT_MAILS, sizes=(2_000,))
             _begin(one, f"silent-{number}", ["silent"])
-        _fill(path, big // 4, first=big)
-        deadline = time.monotonic() + seconds
-        waits = writer.write(lambda: time.monotonic() > deadline)
-        _told(result, f"{SILENT_DIRECTORIES} directories have a silent server", waits, target=True)
+        _begin(one, "again", accounts[:2])
+        waits = writer.write(lambda: _done(again))
+        what = f"{SILENT_DIRECTORIES} have a silent server, one {big // 2:,} waiting"
+        _told(result, what, waits, target=True)
         one.service.process.kill()  # it would wait for the silent server
     return result
 

@@ -1,108 +1,159 @@
-"""From the close of a file to the server's 250, on an idle relay with its connection kept.
-
-    python -m benchmarks.latency [--files 500]
+"""From the close of a file to the server's 250, on an idle service with its connection kept.
 
 Each file is written under its final name, as .NET does, one after the other, each once the last has arrived. The
-hand-over begins with open(2) and ends with close(2); the mail is there when the sink, a server of this process,
-has the final dot (its 250 leaves in the same turn of its loop). Where Debian's Postfix is installed, its `sendmail`
-hands the same mails to the same sink through a Postfix of our own (own folders, configuration and ports): that
-hand-over begins with the call of the command and ends with its exit.
+hand-over begins with open(2) and ends with close(2); the mail is there when the server, a process of its own
+(arrivals.py), has the final dot, and its 250 leaves in the same turn of its loop. `mpu serve` is a process with its
+defaults, once of the user who writes, and once of another one that has no CAP_LEASE and so can't have a lease on the
+files: then events alone say that a file is closed. Where Debian's Postfix is installed, its `sendmail` hands the same
+mails to the same server through a Postfix of our own: that hand-over begins with the call of the command and ends with
+its exit.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
+import contextlib
 import os
-import platform
-import statistics
+import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from benchmarks.arrivals import Sink
+from benchmarks.mails import mail
 from benchmarks.peers.postfix import Postfix
-from core.domain.account import Directory
-from core.logs import configure_logs
-from tests.support.relay import account, mail, running
-from tests.support.smtp_server import SmtpServer, Taken
+from benchmarks.relay import Mpu, mpu
+from benchmarks.result import Context, Result, Series, Target, quantile
+
+NAME = "latency"
+ABOUT = "From the close of a file to the server's 250, on an idle service"
+
+P50_MS = 5.0
+P99_MS = 20.0
+_SIZE = 600  # octets
+_NOBODY = 65534  # user and group, on any Linux
+_PAUSE_SECONDS = 0.005  # idle again
+
+HandOver = Callable[[str], float]  # mails one with this mark; when that ended, monotonic
 
 
-class Sink(SmtpServer):
-    """Says when each message came."""
+def run(context: Context) -> Result:
+    """All stay up and take turns."""
+    files = 50 if context.small else 300
+    result = Result()
+    whole: dict[str, list[list[float]]] = {}
+    after: dict[str, list[list[float]]] = {}
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(Sink())
+        ways: dict[tuple[str, str], HandOver] = {}
+        ways["MPU", "file of the same user"] = stack.enter_context(_same_user(context.folder / "same", sink))
+        if os.geteuid() == 0 and shutil.which("setpriv") is not None:
+            ways["MPU", "file of another user"] = stack.enter_context(_another_user(sink))
+        else:
+            result.left_out.append("MPU as another user than the writer: needs root, and setpriv of util-linux")
+        postfix = stack.enter_context(_postfix(sink))
+        if postfix.missing:
+            result.left_out.append(f"Postfix: {postfix.missing}")
+        else:
+            ways["Postfix", "sendmail"] = _sends_by(postfix)
+        for number in range(context.rounds):
+            for key, hand_over in ways.items():
+                begins, ends = _measure(sink, hand_over, files, f"{list(ways).index(key)}-{number}")
+                whole.setdefault(key[1], []).append(begins)
+                after.setdefault(key[1], []).append(ends)
+    for who, what in ways:
+        for text, rounds in (("from its begin", whole[what]), ("from its end", after[what])):
+            for name, share in (("p50", 0.5), ("p99", 0.99)):
+                values = tuple(quantile(times, share) for times in rounds)
+                series = Series(who, f"{what}, {text}, {name}", "ms", values, f"{files} mails a round")
+                result.series.append(series)
+                if who == "MPU" and text == "from its end":
+                    wanted = P50_MS if name == "p50" else P99_MS
+                    result.targets.append(Target(f"{what}: {name}", wanted, series.median, "ms", at_least=False))
+    return result
 
-    arrived: asyncio.Future[float] | None = None
 
-    def take(self, message: Taken, body: bytes) -> None:
-        """Note the time first."""
-        now = time.perf_counter()
-        super().take(message, body)
-        if self.arrived is not None and not self.arrived.done():
-            self.arrived.set_result(now)
-
-
-async def measure(
-    sink: Sink, hand_over: Callable[[int], float | Awaitable[float]], files: int
-) -> tuple[list[float], list[float]]:
-    """Milliseconds to the sink's 250: from the begin of each hand-over, and from its end."""
+def _measure(sink: Sink, hand_over: HandOver, files: int, label: str) -> tuple[list[float], list[float]]:
+    """Milliseconds until each mail is there: from the begin of its hand-over, and from its end."""
     whole, after = [], []
-    for number in range(files):
-        sink.arrived = asyncio.get_running_loop().create_future()
-        began = time.perf_counter()
-        closed = hand_over(number)
-        ended = closed if isinstance(closed, float) else await closed
-        async with asyncio.timeout(30):
-            arrived = await sink.arrived
-        whole.append((arrived - began) * 1000)
-        after.append((arrived - ended) * 1000)
-        await asyncio.sleep(0.005)  # idle again
+    for number in range(-10, files):  # the first ones open the connection
+        mark = f"{label}-{number}"
+        began = time.monotonic()
+        ended = hand_over(mark)
+        arrived = sink.arrival(mark)
+        if number >= 0:
+            whole.append((arrived - began) * 1000)
+            after.append((arrived - ended) * 1000)
+        time.sleep(_PAUSE_SECONDS)
     return whole, after
 
 
-def show(results: dict[str, list[float]], name: str, times: tuple[list[float], list[float]]) -> None:
-    """Two lines of the table."""
-    for what, series in (("from its begin", times[0]), ("from its end", times[1])):
-        ordered = sorted(series)
-        results[f"{name}, {what}"] = ordered
-        p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
-        print(f"{name + ', ' + what:<40}{statistics.median(ordered):8.2f}{p99:8.2f}{ordered[-1]:8.2f}{len(ordered):8}")
+def marked(mark: str, size: int = _SIZE) -> bytes:
+    """A mail that the server tells of."""
+    return mail(0, size).replace(b"X-Sender: shop@", b"X-Sender: wait.%s@" % mark.encode(), 1)
 
 
-async def main(files: int) -> None:
-    """Print the table."""
-    configure_logs(log_level="error")
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}, "
-          f"Python {platform.python_version()}")  # fmt: skip
-    print(f"{'hand-over to 250, milliseconds':<40}{'p50':>8}{'p99':>8}{'max':>8}{'mails':>8}")
-    results: dict[str, list[float]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        async with Sink(keep_bodies=False) as sink:
-            pickup = Directory("pickup", str(root / "spool" / "pickup"), ("main",))
-            async with running(root, [account(sink, idle_timeout_seconds=300)], pickups=[pickup]) as bench:
+def _writes_to(path: Path) -> HandOver:
+    def hand_over(mark: str) -> float:
+        data = marked(mark)
+        with (path / f"{mark}.eml").open("wb", buffering=0) as file:
+            file.write(data)
+        return time.monotonic()
 
-                def drop(number: int) -> float:
-                    path = bench.paths["pickup"] / f"{number}.eml"
-                    data = mail(number, body=b"x" * 76 + b"\r\n")
-                    with path.open("wb", buffering=0) as file:
-                        file.write(data)
-                    return time.perf_counter()
-
-                await measure(sink, drop, 20)  # warm, connection open
-                show(results, "MPU, file", await measure(sink, drop, files))
-            with Postfix(root / "postfix", sink.port) as postfix:
-                if postfix.missing:
-                    print(f"left out: Postfix ({postfix.missing})")
-                else:
-                    await measure(sink, postfix.sendmail, 3)
-                    show(results, "Postfix, sendmail", await measure(sink, postfix.sendmail, files))
-    out = Path(__file__).parent / "results" / "latency.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"unit": "milliseconds", **results}, indent=1) + "\n")
+    return hand_over
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=500)
-    asyncio.run(main(parser.parse_args().files))
+def _sends_by(postfix: Postfix) -> HandOver:
+    def hand_over(mark: str) -> float:
+        headers = marked(mark).split(b"\r\n", 2)[2]  # no X-Sender and X-Receiver
+        postfix.sendmail(f"wait.{mark}@example.com", headers)
+        return time.monotonic()
+
+    return hand_over
+
+
+@contextlib.contextmanager
+def _postfix(sink: Sink) -> Iterator[Postfix]:
+    """In a folder that its own user can reach."""
+    with tempfile.TemporaryDirectory(prefix="mpu-bench-") as folder:
+        os.chmod(folder, 0o755)
+        with Postfix(Path(folder) / "postfix", sink.port) as postfix:
+            yield postfix
+
+
+@contextlib.contextmanager
+def _same_user(root: Path, sink: Sink) -> Iterator[HandOver]:
+    with mpu(root) as one:
+        yield _writes_to(_pickup(one, sink))
+
+
+@contextlib.contextmanager
+def _another_user(sink: Sink) -> Iterator[HandOver]:
+    """We write as root, and by setgid the files are of the directory's group, as whose member the service reads them.
+
+    Its folder lies where nobody can reach it, which our own may not.
+    """
+    root = Path(tempfile.mkdtemp(prefix="mpu-bench-"))
+    root.chmod(0o755)
+    for name in ("data", "spool", "spool/pickup"):
+        (root / name).mkdir()
+        os.chown(root / name, _NOBODY, _NOBODY)
+    (root / "spool" / "pickup").chmod(0o2770)
+    command = ("setpriv", f"--reuid={_NOBODY}", f"--regid={_NOBODY}", "--clear-groups", "--no-new-privs")
+    try:
+        with mpu(root, wrapper=command) as one:
+            status = Path(f"/proc/{one.service.process.pid}/status").read_text()
+            if "CapEff:\t0000000000000000" not in status:
+                raise RuntimeError("the service has capabilities")
+            yield _writes_to(_pickup(one, sink))
+    finally:
+        shutil.rmtree(root)
+
+
+def _pickup(one: Mpu, sink: Sink) -> Path:
+    """A directory with its defaults, and an account that keeps its connection."""
+    one.account("main", sink.port, idle_timeout_seconds=300)
+    path = one.root / "spool" / "pickup"
+    path.mkdir(exist_ok=True)
+    one.service.post("/directories", name="pickup", path=str(path), accounts=["main"])
+    return path

@@ -90,7 +90,8 @@ def run(context: Context) -> Result:
                 p99[what].append(quantile(times, 0.99))
             return rate
 
-        drained(0)  # warm
+        with Reader(str(one.service.http.base_url)):  # warm
+            drained(0)
         rates = in_turns(context.rounds, [("alone", drained), ("with reads", read)])
     ratios = tuple(r / a for r, a in zip(rates["with reads"], rates["alone"], strict=True))
     series = [

@@ -39,7 +39,10 @@ class Mpu:
     def drain(self, **body: Any) -> float:
         """POST /drain and wait for its end; seconds. Raises if a mail did not go."""
         began = time.perf_counter()
-        answer = self.service.post("/drain", timeout_seconds=3600, **body)
+        reply = self.service.http.post(
+            "/drain", json={"timeout_seconds": _DRAIN_SECONDS, **body}, timeout=_DRAIN_SECONDS
+        )
+        answer = reply.raise_for_status().json()
         seconds = time.perf_counter() - began
         if not answer["complete"] or any(row["remaining"] for row in answer["directories"]):
             raise RuntimeError(f"the drain left something: {answer}")

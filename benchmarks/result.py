@@ -6,6 +6,7 @@ compared runs in turns within the same run (A B C, A B C, ...), and medians are 
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -76,4 +77,4 @@ def in_turns(rounds: int, runs: Iterable[tuple[str, Callable[[int], float]]]) ->
 def quantile(values: Iterable[float], share: float) -> float:
     """The value that `share` of them don't exceed."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+    return ordered[max(0, math.ceil(len(ordered) * share) - 1)]

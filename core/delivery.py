@@ -70,6 +70,7 @@ log = structlog.get_logger()
 
 _LAST_SECOND = 253_402_300_799  # of the year 9999: file systems know later ones
 READ_INLINE_BYTES = 1 << 18  # larger files are read in a thread
+LARGE_AT_ONCE = 2  # one reads, one looks through what it read, with the interpreter: more only keep the loop from it
 
 
 class Quota(Protocol):
@@ -260,6 +261,7 @@ class Delivery:
         self._chance = chance
         self._host_name = host_name
         self._limits = limits or Limits()
+        self._large = asyncio.Semaphore(LARGE_AT_ONCE)
 
     # --- a message that waits ---
 
@@ -274,11 +276,11 @@ class Delivery:
         if opened.reject is not None:
             return await self._reject(spool, directory, opened, opened.reject)
         try:
-            prepared = (
-                self._read(spool, directory, opened)
-                if opened.size <= READ_INLINE_BYTES
-                else await asyncio.to_thread(self._read, spool, directory, opened)
-            )
+            if opened.size <= READ_INLINE_BYTES:
+                prepared = self._read(spool, directory, opened)
+            else:
+                async with self._large:
+                    prepared = await asyncio.to_thread(self._read, spool, directory, opened)
         except MessageRejected as rejection:
             return await self._reject(spool, directory, opened, rejection)
         except BaseException:

@@ -26,7 +26,8 @@ router = APIRouter(tags=[HISTORY], route_class=GuardedRoute)
         Scope.READ,
         "Search the history",
         text="A row a recipient, newest first, each as it stands after its last attempt. Filters add up. Names of "
-        "accounts and directories stay after these are deleted.",
+        "accounts and directories stay after these are deleted. Where little of a very long history meets several "
+        "filters, a page may be short or even empty: go on while there is a `next`.",
     ),
 )
 async def list_history(

@@ -22,6 +22,7 @@ MAX_LABEL_OCTETS = 63  # RFC 1035 section 2.3.4
 _ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
 _PLAIN = re.compile(rf"([{_ATEXT}]++(?:\.[{_ATEXT}]++)*+)@({_LABEL}(?:\.{_LABEL})*+)")
+_PLAIN_OCTETS = re.compile(_PLAIN.pattern.encode("ascii"))
 _DOT_ATOM = re.compile(rf"[{_ATEXT}\u0080-\U0010ffff]++(?:\.[{_ATEXT}\u0080-\U0010ffff]++)*+")
 _QUOTED = re.compile(r'"(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*+"')
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*+")
@@ -52,6 +53,13 @@ class Mailbox:
     def key(self) -> str:
         """What two spellings of one mailbox have in common: the domain in lower case, the local part to the letter."""
         return f"{self.local}@{self.ascii_domain.lower()}"
+
+
+def plain_mailbox(octets: bytes) -> str | None:
+    """The mailbox that these octets are, where it is of the plainest form: what parse_mailbox would give. Else None."""
+    if len(octets) > MAX_LOCAL_OCTETS or _PLAIN_OCTETS.fullmatch(octets) is None:
+        return None
+    return octets.decode("ascii")
 
 
 def parse_mailbox(text: str | bytes, *, allow_literal: bool = False) -> Mailbox:

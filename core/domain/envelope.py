@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from core.domain.account import FromPolicy
-from core.domain.address import AddressError, Mailbox, parse_mailbox
+from core.domain.address import AddressError, Mailbox, parse_mailbox, plain_mailbox
 from core.domain.address_list import Entry, parse_address_list, without_route
 from core.domain.header import Field, Header
 from core.errors import MessageRejected
@@ -96,6 +96,11 @@ def _from_x_headers(header: Header, max_recipients: int) -> Envelope:
     if len(senders) > 1:
         raise MessageRejected("5.1.7", f"there are {len(senders)} X-Sender fields; one is allowed")
     value = header.value(senders[0])
+    receivers = header.by_name[b"x-receiver"]
+    if len(receivers) == 1:  # nearly all mail: one plain address each
+        plain_sender, plain_receiver = plain_mailbox(value), plain_mailbox(header.value(receivers[0]))
+        if plain_sender is not None and plain_receiver is not None:
+            return Envelope(plain_sender, (Recipient(plain_receiver),), source="x-headers")
     try:
         address, parameters = _x_value(value)
         sender = "" if not address and b"<" in value else str(parse_mailbox(address))
@@ -104,9 +109,7 @@ def _from_x_headers(header: Header, max_recipients: int) -> Envelope:
     found = _parameters(parameters)
     ret = found.get("RET", "").upper()
     envid = found.get("ENVID", "")
-    recipients, rejected = _collect(
-        (_x_receiver(header.value(field)) for field in header.by_name[b"x-receiver"]), max_recipients
-    )
+    recipients, rejected = _collect((_x_receiver(header.value(field)) for field in receivers), max_recipients)
     return Envelope(
         sender,
         recipients,

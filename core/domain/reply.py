@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 _ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?:\s|$)")
@@ -35,6 +35,11 @@ class Reply:
 
     code: int
     lines: tuple[str, ...] = ()
+    severity: int = field(init=False, compare=False, repr=False)
+    """First digit: 2 done, 3 go on, 4 later, 5 no. An unknown code goes by its first digit."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "severity", self.code // 100)  # asked for again and again
 
     @property
     def text(self) -> str:
@@ -46,8 +51,3 @@ class Reply:
         """RFC 2034 enhanced status code of the first line; None where there is none."""
         match = _ENHANCED.match(self.lines[0]) if self.lines else None
         return match.group(1) if match else None
-
-    @property
-    def severity(self) -> int:
-        """First digit: 2 done, 3 go on, 4 later, 5 no. An unknown code goes by its first digit."""
-        return self.code // 100

@@ -48,6 +48,7 @@ from core.store.store import Store
 
 CHUNK_BYTES = 1 << 18
 COUNTS_STAT_LIMIT = 10_000  # messages up to which sizes and ages are looked at
+COUNTS_WAIT_SECONDS = 0.05  # a count that takes longer is not waited for where there is an earlier one
 COUNTS_AGE_FACTOR = 10.0  # counts may be this many times as old as they took
 WAITS = frozenset({State.WAITING, State.DEFERRED})
 
@@ -95,6 +96,7 @@ class Queue:
     clock: Clock
     max_header_bytes: int
     _counted: dict[str, _Counted] = field(default_factory=dict)
+    _counting: dict[str, asyncio.Task[_Counted]] = field(default_factory=dict)
 
     # --- counts ---
 
@@ -137,14 +139,30 @@ class Queue:
         known = self._counted.get(name)
         if known is not None and began - known.monotonic < COUNTS_AGE_FACTOR * known.took:
             return known
+        if known is None or known.took < COUNTS_WAIT_SECONDS:
+            return await self._count(inlet, known)
+        # a large directory: those who ask wait a little for the count that all of them share, else have the one before
+        counting = self._counting.get(name)
+        if counting is None:
+            counting = self._counting[name] = asyncio.get_running_loop().create_task(self._count(inlet, known))
+            counting.add_done_callback(lambda _: self._counting.pop(name, None))
+        await asyncio.wait([counting], timeout=COUNTS_WAIT_SECONDS)
+        return counting.result() if counting.done() else known
+
+    async def _count(self, inlet: Inlet, known: _Counted | None) -> _Counted:
+        began = self.clock.monotonic()
+
+        def count() -> Counts:
+            inlet.spool.open()
+            return inlet.spool.counts(stat_limit=COUNTS_STAT_LIMIT)
+
         try:
-            await asyncio.to_thread(inlet.spool.open)
-            counts = await asyncio.to_thread(inlet.spool.counts, stat_limit=COUNTS_STAT_LIMIT)
+            counts = await asyncio.to_thread(count)
         except DirectoryUnavailable:
             counts = known.counts if known is not None else Counts()
         end = self.clock.monotonic()
-        self._counted[name] = _Counted(counts, self.clock.now(), end, end - began)
-        return self._counted[name]
+        counted = self._counted[inlet.directory.name] = _Counted(counts, self.clock.now(), end, end - began)
+        return counted
 
     # --- lists ---
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from collections.abc import Awaitable
 
 from core.domain.account import Security
 from core.domain.reply import Phase
@@ -38,15 +39,12 @@ class PoolTurn:
         self.server = connection.server  # host:port
         self.tls = connection.tls  # "TLSv1.3 TLS_AES_256_GCM_SHA384"; None: plain
 
-    async def send(self, transaction: Transaction) -> TransactionResult:
+    def send(self, transaction: Transaction) -> Awaitable[TransactionResult]:
         """Send one message. Raises ValueError (nothing was sent), and what body.chunks() or on_begin raised."""
         if self._over:
             raise RuntimeError("this turn is over")
         self._over = True
-        try:
-            return await self._connection.send(transaction)
-        finally:
-            self._pool._turns_out -= 1
+        return self._connection.send(transaction)
 
     def release(self) -> None:
         """Give it back unused. Harmless after use."""
@@ -54,7 +52,6 @@ class PoolTurn:
             return
         self._over = True
         self._connection.reserved = False
-        self._pool._turns_out -= 1
         self._pool._moved(self._connection)
 
 
@@ -81,7 +78,6 @@ class Pool:
         self._context: ssl.SSLContext | None = None
         self._connections: list[Connection] = []
         self._waiters: deque[asyncio.Future[PoolTurn]] = deque()
-        self._turns_out = 0  # given, and neither released nor at their end
         self._opening: asyncio.Task[None] | None = None
         self._open_not_before = 0.0
         self._leaving: set[asyncio.Task[None]] = set()
@@ -190,7 +186,6 @@ class Pool:
 
     def _grant(self, connection: Connection) -> PoolTurn:
         connection.reserved = True
-        self._turns_out += 1
         return PoolTurn(self, connection)
 
     def _moved(self, connection: Connection) -> None:
@@ -254,7 +249,8 @@ class Pool:
         if len(self._connections) + len(self._leaving) >= self._max_connections:
             return
         usable = sum(not connection.retiring for connection in self._connections)
-        if len(self._waiters) + self._turns_out <= usable or (usable == 0 and not self._waiters):
+        turns_out = sum(connection.in_flight + connection.reserved for connection in self._connections)
+        if len(self._waiters) + turns_out <= usable or (usable == 0 and not self._waiters):
             return
         loop = asyncio.get_running_loop()
         if usable and loop.time() < self._open_not_before:

@@ -49,6 +49,11 @@ class State(StrEnum):
     CLOSED = "closed"
 
 
+# looked up at every reply: a global is found sooner than an attribute of an Enum
+_TLS = State.TLS
+_QUIT, _RCPT, _MAIL, _DATA, _LAST = Command.QUIT, Command.RCPT, Command.MAIL, Command.DATA, Command.LAST
+
+
 class SmtpProtocol:
     """One connection's conversation. Raises ValueError for what must not be sent, RuntimeError for misuse."""
 
@@ -126,27 +131,28 @@ class SmtpProtocol:
 
     def _take(self, reply: Reply, events: list[Event]) -> None:
         """Pair one reply with its command."""
-        if self.state is State.TLS:
+        expected = self._expected
+        if self.state is _TLS:
             raise InjectedOctets("the server sent a reply behind its 220 to STARTTLS")
-        if not self._expected or (self.answers >= self._left and self._too_early(reply)):
+        if not expected or (self.answers >= self._left and self._too_early(reply)):
             self._unasked(reply, events)
             return
-        command, exchange, index = self._expected.popleft()
+        command, exchange, index = expected.popleft()
         self.answers += 1
-        if reply.code == 421 and command is not Command.QUIT:
+        if reply.code == 421 and command is not _QUIT:
             self._closing(command, exchange, index, reply, events)
             return
-        if reply.severity not in FITTING[command] and command is not Command.QUIT:
+        if reply.severity not in FITTING[command] and command is not _QUIT:
             raise ProtocolError(f"the server answered {reply.code} to {command.value}")
         if exchange is None:
             self._session_answer(command, reply, events)
-        elif command is Command.RCPT:
+        elif command is _RCPT:
             self._rcpt_answer(exchange, index, reply, events)
-        elif command is Command.MAIL:
+        elif command is _MAIL:
             self._mail_answer(exchange, reply, events)
-        elif command is Command.DATA:
+        elif command is _DATA:
             self._data_answer(exchange, reply, events)
-        elif command is Command.LAST:
+        elif command is _LAST:
             self._last_answer(exchange, reply, events)
         elif command is Command.BDAT:
             self._bdat_answer(exchange, reply, events)

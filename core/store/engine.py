@@ -50,7 +50,7 @@ def writer_engine(path: str) -> sa.Engine:
             "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
-            "cache_size=-65536",  # 64 MiB, for the warm ends of the indexes
+            "cache_size=-32768",  # 32 MiB, for the warm ends of the indexes
             f"wal_autocheckpoint={WAL_PAGES}",
             "journal_size_limit=67108864",
         )

@@ -5,16 +5,15 @@ the newest row of that moment and the last row shown. Rows that came later aren'
 meanwhile it shows the row that stood then; so each appears exactly once. (An hour after it was superseded a row goes;
 a list that takes longer may miss a recipient that changed.)
 
-Each query is driven by one index: of those that fit, the one with the fewest rows, counted as far as it takes to tell.
-SQLite would have to guess, and walk millions of rows for a few. What stays slow is a filter of several fields of which
-each has very many rows and all together few: seconds with millions of rows.
+A page may have fewer rows than were asked for, even none, while there are more: what several filters leave of a long
+history can take long to find (history_search.py). Its cursor goes on where the search ended. The last has none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 from sqlmodel import Session, col, select
@@ -25,11 +24,16 @@ from core.errors import NotFound
 from core.store import cursor as cursors
 from core.store.entry import Status
 from core.store.epoch import from_database, optional_from_database, to_database
+from core.store.history_search import BUDGET_SECONDS, Condition, Found, find, look_at
 from core.store.record import address_key
 from core.store.tables import ActRow, AttemptRow, MessageRow, RecipientRow
 
 LIMIT = 500  # rows a page at most
-_COUNTED = 2000  # rows of an index, to see which has fewest; a walk of so many takes a few milliseconds
+_SORTED = 2000  # rows of one internet_message_id, which no index has in order
+_IDS_OF_MAIL = """
+SELECT r.id FROM message m INDEXED BY ix_message_internet_message_id
+CROSS JOIN recipient r INDEXED BY ix_recipient_message_address ON r.message = m.id
+WHERE m.internet_message_id = ? LIMIT ?"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class HistoryRow:
 
 @dataclass(frozen=True, slots=True)
 class HistoryPage:
-    """`next`: the cursor of the page behind it, None on the last."""
+    """At most as many as asked for. `next`: the cursor of the page behind it, None on the last."""
 
     items: tuple[HistoryRow, ...]
     next: str | None
@@ -144,14 +148,14 @@ class Life:
     acts: tuple[ActLine, ...]
 
 
-_COLUMNS = """
-SELECT r.id, m.message_id, m.internet_message_id, r.directory, r.sender, r.address, m.subject, r.status, r.account,
- coalesce((SELECT a.server FROM attempt a WHERE a.message = r.message AND a.number = r.attempt LIMIT 1), m.server),
- r.code, r.enhanced_code, r.text, r.phase, m.attempts, m.size_bytes, m.arrived_at, m.possible_duplicate
-FROM recipient r"""
-
-
-def page(session: Session, where: HistoryFilter, *, limit: int = 50, cursor: str | None = None) -> HistoryPage:
+def page(
+    session: Session,
+    where: HistoryFilter,
+    *,
+    limit: int = 50,
+    cursor: str | None = None,
+    budget_seconds: float = BUDGET_SECONDS,
+) -> HistoryPage:
     """At most `limit` rows (500). Raises InvalidSettings for a cursor that isn't one."""
     limit = max(1, min(limit, LIMIT))
     connection = session.connection()
@@ -160,71 +164,48 @@ def page(session: Session, where: HistoryFilter, *, limit: int = 50, cursor: str
         before = newest + 1
     else:
         newest, before = cursors.decode(cursor, 2)
-    tests = _tests(where, newest, before)
-    if where.internet_message_id is not None:
-        index = "INDEXED BY ix_recipient_message_address"
-    else:
-        index = _index(connection, tests)
-    text, values = _where(tests)
-    # all parts of the text are ours; values are bound
-    statement = f"{_COLUMNS} {index} JOIN message m ON m.id = r.message WHERE {text} ORDER BY r.id DESC LIMIT ?"
-    rows = connection.exec_driver_sql(statement, (*values, limit + 1)).fetchall()
-    more = len(rows) > limit
-    rows = rows[:limit]
-    return HistoryPage(tuple(map(_row, rows)), cursors.encode(newest, rows[-1][0]) if more else None)
-
-
-class _Test(NamedTuple):
-    """A condition, its values, and the index that finds what meets it."""
-
-    text: str
-    values: tuple[Any, ...]
-    driver: str | None = None
-
-
-def _tests(where: HistoryFilter, newest: int, before: int) -> list[_Test]:
     since = 0 if where.since is None else to_database(where.since)
-    until = before if where.until is None else min(before, to_database(where.until))
-    tests = [
-        _Test("r.id >= ? AND r.id < ?", (since, until)),
-        _Test("(r.superseded_by = 0 OR r.superseded_by > ?)", (newest,)),
-    ]
+    if where.until is not None:
+        before = min(before, to_database(where.until))
+    tests = _tests(where, newest)
+    ids = _of_mail(connection, where, since, before)
+    if ids is not None:
+        found = Found(look_at(connection, tests, ids), None)
+    else:
+        found = find(connection, tests, since=since, before=before, wanted=limit + 1, budget_seconds=budget_seconds)
+    rows, down_to = found.rows[:limit], found.down_to
+    if len(found.rows) > limit:
+        down_to = rows[-1][0]
+    return HistoryPage(tuple(map(_row, rows)), None if down_to is None else cursors.encode(newest, down_to))
+
+
+def _tests(where: HistoryFilter, newest: int) -> list[Condition]:
+    tests = [Condition("(r.superseded_by = 0 OR r.superseded_by > ?)", (newest,))]
     if where.recipient is not None and where.recipient.startswith("@"):
-        tests.append(_Test("r.domain = ?", (where.recipient[1:].lower(),), "ix_recipient_domain"))
+        tests.append(Condition("r.domain = ?", (where.recipient[1:].lower(),), "ix_recipient_domain"))
     elif where.recipient is not None:
-        tests.append(_Test("r.address = ?", (address_key(where.recipient)[0],), "ix_recipient_address"))
+        tests.append(Condition("r.address = ?", (address_key(where.recipient)[0],), "ix_recipient_address"))
     if where.status is Status.SENT:
-        tests.append(_Test("r.status = ?", (where.status.value,)))
+        tests.append(Condition("r.status = ?", (where.status.value,)))
     elif where.status is not None:  # the second half lets SQLite see that the index has all of them
-        tests.append(_Test("r.status = ? AND r.status <> 'sent'", (where.status.value,), "ix_recipient_status"))
+        tests.append(Condition("r.status = ? AND r.status <> 'sent'", (where.status.value,), "ix_recipient_status"))
     for column in ("sender", "account", "directory"):
         value = getattr(where, column)
         if value is not None:
-            tests.append(_Test(f"r.{column} = ?", (value,), f"ix_recipient_{column}"))
+            tests.append(Condition(f"r.{column} = ?", (value,), f"ix_recipient_{column}"))
     if where.internet_message_id is not None:
-        text = "r.message IN (SELECT id FROM message WHERE internet_message_id = ?)"
-        tests.append(_Test(text, (where.internet_message_id,)))
+        tests.append(Condition("m.internet_message_id = ?", (where.internet_message_id,)))
     return tests
 
 
-def _where(tests: Sequence[_Test]) -> tuple[str, tuple[Any, ...]]:
-    return " AND ".join(test.text for test in tests), tuple(value for test in tests for value in test.values)
-
-
-def _index(connection: sa.Connection, tests: Sequence[_Test]) -> str:
-    """The clause that names the index to go by; without one the table's own order."""
-    fitting = [test for test in tests if test.driver is not None]
-    if not fitting:
-        return "NOT INDEXED"
-    if len(fitting) == 1:
-        return f"INDEXED BY {fitting[0].driver}"
-
-    def rows(test: _Test) -> int:
-        text, values = _where([test, tests[0]])
-        statement = f"SELECT 1 FROM recipient r INDEXED BY {test.driver} WHERE {text} LIMIT ?"  # noqa: S608 - as above
-        return len(connection.exec_driver_sql(statement, (*values, _COUNTED)).fetchall())
-
-    return f"INDEXED BY {min(fitting, key=rows).driver}"
+def _of_mail(connection: sa.Connection, where: HistoryFilter, since: int, before: int) -> list[int] | None:
+    """Ids of the rows with this internet_message_id; None where they are too many to sort, and so easily met."""
+    if where.internet_message_id is None:
+        return None
+    ids = list(connection.exec_driver_sql(_IDS_OF_MAIL, (where.internet_message_id, _SORTED + 1)).scalars())
+    if len(ids) > _SORTED:
+        return None
+    return [one for one in ids if since <= one < before]
 
 
 def _row(row: Sequence[Any]) -> HistoryRow:

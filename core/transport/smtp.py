@@ -7,7 +7,6 @@ connection that turns out dead before any reply is replaced once, silently (no a
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -158,7 +157,10 @@ class SmtpTransport:
 
     async def turn(self) -> SmtpTurn:
         """Wait for a connection. Raises AccountUnavailable."""
-        return SmtpTurn(self, await self.pool_turn())
+        try:
+            return SmtpTurn(self, await self._pool.turn())
+        except ConnectFailed as error:
+            raise AccountUnavailable(fault_of(self.account, error, self.own_rules)) from error
 
     async def pool_turn(self) -> PoolTurn:
         """The pool's turn, foreign errors mapped."""
@@ -278,18 +280,19 @@ class _Call:
         """Ask the server. Outcomes are in the journal before this returns."""
         capabilities = turn.capabilities
         content = self._mail.content
-        make_body = functools.partial(
-            content.body, eight_bit_allowed=capabilities.eight_bit_mime, smtputf8_allowed=capabilities.smtputf8
-        )
-        body = make_body() if content.size <= INLINE_BYTES else await asyncio.to_thread(make_body)
+        eight_bit, smtputf8 = capabilities.eight_bit_mime, capabilities.smtputf8
+        if content.size <= INLINE_BYTES:
+            body = content.body(eight_bit_allowed=eight_bit, smtputf8_allowed=smtputf8)
+        else:
+            body = await asyncio.to_thread(content.body, eight_bit_allowed=eight_bit, smtputf8_allowed=smtputf8)
         international = not self._mail.sender.isascii() or any(not r.mailbox.isascii() for r in self._asked)
         return await turn.send(
             Transaction(
                 sender=self._mail.sender,
                 recipients=self._asked,
                 body=body,
-                eight_bit=content.eight_bit and capabilities.eight_bit_mime,
-                smtputf8=international or (content.header_utf8 and capabilities.smtputf8),
+                eight_bit=content.eight_bit and eight_bit,
+                smtputf8=international or (content.header_utf8 and smtputf8),
                 ret=self._mail.ret,
                 envid=self._mail.envid,
                 on_begin=self._journal.begin,

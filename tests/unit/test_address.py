@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.domain.address import AddressError, parse_mailbox
+from core.domain.address import AddressError, parse_mailbox, plain_mailbox
 
 ACCEPTED = [
     ("a@b.example", "a@b.example"),
@@ -116,3 +116,25 @@ def test_octets_that_are_no_utf_8_are_named_so_however_they_were_decoded() -> No
     for text in (octets, octets.decode("utf-8", "surrogateescape")):
         with pytest.raises(AddressError, match="not valid UTF-8"):
             parse_mailbox(text)
+
+
+@given(
+    st.one_of(
+        st.binary(max_size=80),
+        st.from_regex(r"\A[a-zA-Z0-9.!#%&'*+/=?^_`{|}~\-]{1,70}@[a-zA-Z0-9.\-]{1,30}\Z").map(str.encode),
+    )
+)
+def test_the_short_way_is_the_long_way_where_it_says_anything(octets: bytes) -> None:
+    short = plain_mailbox(octets)
+    if short is not None:
+        assert str(parse_mailbox(octets)) == short
+
+
+@pytest.mark.parametrize("octets", [b"jo@example.org", b"a.b+c@x", b"o'neil@mail.example.com"])
+def test_the_short_way_takes_plain_addresses(octets: bytes) -> None:
+    assert plain_mailbox(octets) == octets.decode()
+
+
+@pytest.mark.parametrize("octets", [b"", b"jo", b"<jo@x>", b"jo@x\n", b" jo@x", b'"j o"@x', "jö@x".encode(), b"j" * 65])
+def test_the_short_way_leaves_the_rest(octets: bytes) -> None:
+    assert plain_mailbox(octets) is None

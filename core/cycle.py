@@ -279,7 +279,7 @@ class Cycle:
             run.report.blocked[block] += 1
         elif not ended():
             run.follow(name, self._working.get(name) or self._start(name, event_seen=False))
-            if self._outlets.limited:
+            if self._outlets.limited and self._outlets.limits(self.directory):
                 await asyncio.sleep(0)  # it takes its room before the next one asks whether there is any
 
     async def _soon(self, block: Refusal) -> bool:

@@ -109,7 +109,11 @@ class Outlets(Protocol):
 
     @property
     def limited(self) -> bool:
-        """Whether limits hold any account back: then what was started first has to come to its account first."""
+        """Whether limits hold any account back."""
+        ...
+
+    def limits(self, directory: Directory) -> bool:
+        """Whether they hold back one that the directory's mail may go through."""
         ...
 
     def route(

@@ -153,6 +153,10 @@ class Outlets:
         """Whether mail of the directory may go through the account."""
         return account in directory.accounts or (self._routes is not None and account in self._routes.accounts)
 
+    def limits(self, directory: Directory) -> bool:
+        """Whether limits hold back one that the directory's mail may go through."""
+        return any(self.serves(quota.name, directory) for quota in self.quotas)
+
     def _shares_of(self, directory: Directory) -> Shares | None:
         if directory.strategy is not Strategy.BALANCE:
             return None

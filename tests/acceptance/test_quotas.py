@@ -109,6 +109,20 @@ async def test_messages_a_second_are_waited_for_in_order_and_within_one_drain(tm
     assert [at - server.counts[0][0] for at, _ in server.counts] == [number / 2 for number in range(count)]
 
 
+async def test_large_mails_wait_at_the_door_while_they_are_open(tmp_path: Path) -> None:
+    clock, count = ManualClock(), 14
+    async with CountingServer(clock, keep_bodies=False) as server:
+        async with running(tmp_path, [account(server, messages_per_second=2.0)], clock=clock) as bench:
+            for number in range(count):
+                bench.drop(f"{number:02}.eml", mail(number, body=b"a line of text\r\n" * 20_000))
+            drain = asyncio.create_task(bench.drain())
+            for sent in range(1, count + 1):
+                await number_of(server, sent)
+                await pass_time(bench, clock, 0.5)
+            assert ((await drain)["sent"], bench.names()) == (count, [])
+    assert server.most_in_any(1.0) == 2
+
+
 async def test_what_waits_says_so_and_goes_by_itself_when_there_is_room(tmp_path: Path) -> None:
     clock = ManualClock()
     async with CountingServer(clock) as server:

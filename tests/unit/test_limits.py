@@ -105,6 +105,7 @@ def test_messages_a_second_are_spaced_and_reach_their_rate(rate: float) -> None:
         pace.take(now)
         times.append((now, 1))
     assert most_in_any(times, 1.0) <= math.ceil(rate)
+    assert most_in_any(times, 1.019) <= math.ceil(rate), "so much may be shifted on the way"
     assert most_in_any(times, 10.0) <= math.ceil(10 * rate)
     assert 399 / (now - NOW) == pytest.approx(rate, rel=0.06)
 
@@ -124,7 +125,7 @@ def test_late_timers_cost_no_speed_where_messages_come_close_together() -> None:
     for _ in range(1000):
         now = pace.at(now) + 0.0005
         pace.take(now)
-    assert 1000 / (now - NOW) == pytest.approx(500, rel=0.05)
+    assert 1000 / (now - NOW) == pytest.approx(500, rel=0.06)
 
 
 # --- the meter --------------------------------------------------------------------------------------------------------
@@ -252,15 +253,15 @@ def test_a_short_line_is_waited_for_and_a_long_one_refuses() -> None:
     rooms = []
     while meter.refused(NOW) is None:
         rooms.append(meter.reserve(NOW, 1))
-    assert len(rooms) == 2 * SHORT_WAIT_SECONDS + 1
-    assert meter.refused(NOW) == NOW + SHORT_WAIT_SECONDS + 0.5
+    assert len(rooms) == 2 * SHORT_WAIT_SECONDS
+    assert meter.refused(NOW) == pytest.approx(NOW + 10 * 0.51)
     turns = []
     now = NOW
     for room in rooms:
         now = meter.turn_at(now)
         meter.take_turn(now, room)
         turns.append(now - NOW)
-    assert turns == [n / 2 for n in range(11)]
+    assert turns == pytest.approx([n * 0.51 for n in range(10)])
 
 
 def test_what_was_sent_before_counts() -> None:

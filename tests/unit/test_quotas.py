@@ -71,7 +71,7 @@ async def test_the_line_goes_in_order_and_at_its_pace(bench: Bench) -> None:
     await turns()
     quota.settle(rooms[1], 0)
     for done in (3, 4):
-        bench.elapse(0.5)
+        bench.elapse(0.511)
         await turns()
         assert [wait.done() for wait in waits].count(True) == done
     assert waits[2].done()

@@ -54,7 +54,10 @@ class QueuedMessagePublic(Out):
     waiting_for: Literal["account_paused", "quota", "directory_paused", "being_written"] | None = Field(
         description="What keeps it although it is due."
     )
-    due_at: Time | None
+    due_at: Time | None = Field(
+        description="When it is tried: of deferred mail, and of what waits for a quota (the rest of a mail whose first "
+        "recipients have it, too). null: it could go now, or nobody knows."
+    )
     attempts: int
     first_attempt_at: Time | None
     account: str | None = Field(description="The account that the reason is about.")

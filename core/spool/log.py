@@ -187,19 +187,8 @@ class OutcomeLog:
         return mark + name + file_name
 
     def _append(self, body: bytes, number: int, *, room: int) -> None:
-        record = FRAME.pack(len(body), crc32(body)) + body
         with self._lock:
-            end = self._offset + len(record)
-            # the short way, where nothing is in the way; whatever is, _write finds it again
-            if (
-                self._error is None
-                and self._segments
-                and end + (room + self._reserved if room > 0 else 0) <= self._end
-                and self._put_short(record)
-            ):
-                self._offset = end
-            else:
-                self._write(body, room=max(0, room))
+            self._write(body, room=max(0, room))
             newest = self._segments[-1][0]
             self._unsynced.add(newest)
             kept = self._open.get(number)
@@ -228,12 +217,6 @@ class OutcomeLog:
             self._probe_at = self._clock.monotonic() + _PROBE_SECONDS
             raise self._error from None
         self._error = None
-
-    def _put_short(self, record: bytes) -> bool:
-        try:
-            return os.pwrite(self._segments[-1][1], record, self._offset) == len(record)
-        except OSError:
-            return False
 
     def _put(self, record: bytes) -> None:
         fd = self._segments[-1][1]

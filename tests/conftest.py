@@ -1,4 +1,4 @@
-"""For all tests: a log that shows tracebacks plainly (rendering every local value takes minutes), and what is measured."""
+"""For all tests: tracebacks shown plainly in the log (local values take minutes to render), and what is measured."""
 
 from __future__ import annotations
 

@@ -174,10 +174,10 @@ class OutsidePassword:
         """As it is now. Raises SecretMissing."""
         return await asyncio.to_thread(self._sources.resolve, self._reference)
 
-    def refused(self, token: str) -> bool:
+    async def refused(self, token: str) -> bool:
         """The server answered 535 to it. True: it is another one now, or gone."""
         try:
-            return self._sources.resolve(self._reference) != token
+            return await self() != token
         except SecretMissing:
             return True
 

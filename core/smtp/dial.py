@@ -277,7 +277,7 @@ async def _log_in(connection: Connection, target: Target, sock: socket.socket) -
             reply = await connection.command(Command.AUTH, line)
     reply = replace(reply, lines=tuple(map(login.without_secret, reply.lines)))
     tokens = target.token if method is AuthMethod.XOAUTH2 and target.token is not None else target.secret
-    if reply.code == 535 and tokens is not None and tokens.refused(secret):
+    if reply.code == 535 and tokens is not None and await tokens.refused(secret):
         connection.say_goodbye()
         raise _TokenRefused(Phase.AUTH, "login_refused", f"the server did not take the login ({method.value})", reply)
     if reply.severity == 3:

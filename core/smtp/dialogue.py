@@ -53,7 +53,7 @@ class AccessTokens(Protocol):
         """One that is good now; asked before each login."""
         ...
 
-    def refused(self, token: str) -> bool:
+    async def refused(self, token: str) -> bool:
         """The server answered 535 to it. True: the login is tried once more, with the next one."""
         ...
 

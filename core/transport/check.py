@@ -321,8 +321,8 @@ class _Watched:
         self._trial.got(self._name)
         return given
 
-    def refused(self, token: str) -> bool:
-        return self._inner.refused(token)
+    async def refused(self, token: str) -> bool:
+        return await self._inner.refused(token)
 
     def accepted(self, token: str) -> None:
         self._inner.accepted(token)

@@ -4,7 +4,8 @@
 - Those who need one while there is none wait for the same fetch; that one of them goes away does not end it.
 - A login that is refused with 535 drops the token and is tried once more with a fresh one. If that is refused too, the
   account is to blame, and so is the next that is refused before any was taken: nothing hammers a login.
-- A refresh token that changes with its use is handed to `rotated` before the access token is given out.
+- A refresh token that changes with its use is handed to `rotated` before the access token is given out. Only one that
+  was used can change: what else a provider gives is not looked at.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from core.domain.account import OAuth
+from core.domain.account import OAuth, OAuthGrant
 from core.domain.clock import Clock
 from core.domain.oauth import MINUTE, Granted
 from core.domain.reply import Phase
@@ -28,6 +29,7 @@ log = structlog.get_logger()
 
 Fetch = Callable[[OAuth, str | None], Awaitable[Granted]]
 Rotated = Callable[[OAuth, str], Awaitable[None]]
+Used = Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -41,19 +43,25 @@ class _Token:
 class TokenSource:
     """Of one set of OAuth settings (core/smtp/dialogue.py, AccessTokens). Belongs to the event loop."""
 
-    def __init__(self, oauth: OAuth, username: str | None, *, clock: Clock, fetch: Fetch, rotated: Rotated) -> None:
-        """`rotated` is told the settings and the refresh token that replaces theirs; it must not raise."""
+    def __init__(
+        self, oauth: OAuth, username: str | None, *, clock: Clock, fetch: Fetch, rotated: Rotated, used: Used
+    ) -> None:
+        """`rotated` is told the settings and the refresh token that replaces theirs; it must not raise, and must keep
+        the token though it is cancelled. `used`: somebody wants an access token.
+        """
         self.oauth = oauth
         self._username = username
         self._clock = clock
         self._fetch = fetch
         self._rotated = rotated
+        self._used = used
         self._token: _Token | None = None
         self._fetching: asyncio.Task[str] | None = None
         self._was_refused = False  # and none was taken since
 
     async def __call__(self) -> str:
         """A token that is good now. Raises TokenFailed."""
+        self._used()
         now = self._clock.monotonic()
         token = self._token
         if token is not None and now < token.ends_at:
@@ -70,7 +78,7 @@ class TokenSource:
                 raise ConnectFailed(Phase.LOCAL, "closed", "the service is stopping") from None
             raise
 
-    def refused(self, token: str) -> bool:
+    async def refused(self, token: str) -> bool:
         """The server answered 535 to it. True: try once more, with the next."""
         present = self._token
         if present is None or present.text != token:
@@ -85,11 +93,19 @@ class TokenSource:
         if self._token is not None and self._token.text == token:
             self._token.second = False
 
-    async def close(self) -> None:
-        """Give up a fetch that is under way."""
-        if self._fetching is not None:
-            self._fetching.cancel()
-            await asyncio.gather(self._fetching, return_exceptions=True)
+    async def close(self, patience_seconds: float = 0.0) -> None:
+        """Give up a fetch that is under way; one that may change a refresh token is waited for so long."""
+        task = self._fetching
+        if task is None:
+            return
+        if self._refreshes:  # the provider may have put another in its place, and the answer is on its way
+            await asyncio.wait({task}, timeout=patience_seconds)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    @property
+    def _refreshes(self) -> bool:
+        return self.oauth.grant is OAuthGrant.REFRESH_TOKEN and self.oauth.refresh_token is not None
 
     def _start(self) -> asyncio.Task[str]:
         self._fetching = asyncio.get_running_loop().create_task(self._get())
@@ -99,7 +115,7 @@ class TokenSource:
         second = self._was_refused
         try:
             granted = await self._fetch(self.oauth, self._username)
-            if granted.refresh_token not in (None, self.oauth.refresh_token):
+            if self._refreshes and granted.refresh_token not in (None, self.oauth.refresh_token):
                 before, self.oauth = self.oauth, replace(self.oauth, refresh_token=granted.refresh_token)
                 await self._rotated(before, granted.refresh_token)
             life = granted.lifetime_seconds

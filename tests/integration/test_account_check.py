@@ -330,7 +330,7 @@ class Tokens:
             raise one
         return one
 
-    def refused(self, token: str) -> bool:
+    async def refused(self, token: str) -> bool:
         return bool(self.given)
 
     def accepted(self, token: str) -> None:

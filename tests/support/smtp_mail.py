@@ -66,7 +66,7 @@ class GivenTokens:
             raise token
         return token
 
-    def refused(self, token: str) -> bool:
+    async def refused(self, token: str) -> bool:
         self.told.append(f"refused {token}")
         return self.again
 

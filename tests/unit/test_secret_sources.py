@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -224,10 +225,28 @@ async def test_after_a_refused_login_another_value_is_worth_a_try_the_same_is_no
     password = sources(tmp_path).password_of(Account("main", "h", password_from=reference))
     assert password is not None
     assert await password() == "old"
-    assert not password.refused("old")
+    assert not await password.refused("old")
     file_with(tmp_path, "new")
-    assert password.refused("old")
+    assert await password.refused("old")
     assert await password() == "new"
     os.unlink(reference.removeprefix("file:"))
-    assert password.refused("new"), "the next look says that it is gone"
+    assert await password.refused("new"), "the next look says that it is gone"
     assert sources(tmp_path).password_of(Account("main", "h", password="x")) is None
+
+
+async def test_no_look_at_a_file_stops_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount may hang, and each look at a file hangs with it."""
+    password = sources(tmp_path).password_of(Account("main", "h", password_from=file_with(tmp_path, "old")))
+    assert password is not None
+    threads: list[int] = []
+    opened = os.open
+
+    def watched(*args: Any, **more: Any) -> int:
+        threads.append(threading.get_ident())
+        return opened(*args, **more)
+
+    monkeypatch.setattr(os, "open", watched)
+    assert await password() == "old"
+    assert not await password.refused("old")
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads

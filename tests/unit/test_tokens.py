@@ -42,7 +42,7 @@ class Provider:
 
 
 def source_of(provider: Provider, clock: ManualClock) -> TokenSource:
-    return TokenSource(SETTINGS, "u", clock=clock, fetch=provider.fetch, rotated=provider.note)
+    return TokenSource(SETTINGS, "u", clock=clock, fetch=provider.fetch, rotated=provider.note, used=lambda: None)
 
 
 async def settled() -> None:
@@ -138,13 +138,13 @@ async def test_a_token_that_ends_at_once_serves_those_who_waited_for_it() -> Non
 async def test_a_refused_token_is_replaced_once_and_then_not_before_one_was_taken() -> None:
     provider, clock = Provider(), ManualClock()
     source = source_of(provider, clock)
-    assert source.refused(await source()) is True
+    assert await source.refused(await source()) is True
     assert await source() == "t2"
-    assert source.refused("t2") is False, "the account is to blame"
-    assert source.refused(await source()) is False, "an hour later, on trial: one login, not two"
+    assert await source.refused("t2") is False, "the account is to blame"
+    assert await source.refused(await source()) is False, "an hour later, on trial: one login, not two"
     assert await source() == "t4"
     source.accepted("t4")
-    assert source.refused("t4") is True
+    assert await source.refused("t4") is True
     assert await source() == "t5"
     assert len(provider.asked) == 5
 
@@ -153,9 +153,9 @@ async def test_an_old_token_that_is_refused_does_not_take_the_new_one_away() -> 
     provider, clock = Provider(), ManualClock()
     source = source_of(provider, clock)
     await source()
-    source.refused("t1")
+    await source.refused("t1")
     assert await source() == "t2"
-    assert source.refused("t1") is True
+    assert await source.refused("t1") is True
     assert await source() == "t2"
 
 

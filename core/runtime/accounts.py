@@ -174,7 +174,7 @@ class Accounts:
         """Create or replace. Raises PreconditionFailed, InvalidSettings, CheckFailed."""
 
         def build(record: AccountRecord) -> Wanted:
-            oauth, secrets = oauth_settings.replaced(record, account.oauth, keep_oauth)
+            oauth, secrets = oauth_settings.replaced(record, account, keep_oauth)
             if keep_password:
                 kept = replace(account, password=record.account.password, oauth=oauth)
                 return Wanted(kept, Password.KEEP, secrets)
@@ -212,8 +212,9 @@ class Accounts:
         def build(record: AccountRecord) -> Wanted:
             settings = with_defaults(Account, changes, first=_preset_defaults(record.account, changes))
             patch = settings.pop("oauth", {})
-            oauth, secrets = oauth_settings.patched(record, patch)
-            account = replace(record.account, **settings, oauth=oauth)
+            account = replace(record.account, **settings)
+            oauth, secrets = oauth_settings.patched(record, account, patch)
+            account = replace(account, oauth=oauth)
             if account.password_from is not None and "password_from" not in settings:
                 _require_password_again(record.account, account, "password_from")
             return Wanted(account, account.password if "password" in settings else Password.KEEP, secrets)

@@ -18,15 +18,18 @@ _GOES_TO = ("host", "port")  # of the account: who gets the access token
 _ASKED_AT = ("provider", "tenant", "client_id", "token_url")  # of its oauth: who gets the secrets
 
 
-def patched(record: AccountRecord, patch: Mapping[str, Any] | None) -> tuple[OAuth | None, Secrets]:
-    """RFC 7396: None removes the whole; a member that is None takes its default. Raises InvalidSettings."""
+def patched(record: AccountRecord, account: Account, patch: Mapping[str, Any] | None) -> tuple[OAuth | None, Secrets]:
+    """RFC 7396: None removes the whole; a member that is None takes its default. Raises InvalidSettings.
+
+    `account`: what becomes of the rest.
+    """
     if patch is None:
         return None, {}
     present = record.account.oauth
     fields = with_defaults(OAuth, patch, "/oauth")
     secrets = {name: fields[name] for name in SECRETS if name in fields}
     if present is not None:
-        return _newest(record, replace(present, **fields), secrets)
+        return _newest(record, replace(account, oauth=replace(present, **fields)), secrets)
     if not fields:
         return None, {}
     absent = [name for name in ("provider", "grant") if name not in fields]
@@ -35,24 +38,39 @@ def patched(record: AccountRecord, patch: Mapping[str, Any] | None) -> tuple[OAu
     return OAuth(**fields), secrets
 
 
-def replaced(record: AccountRecord, wanted: OAuth | None, keep: Collection[str]) -> tuple[OAuth | None, Secrets]:
+def replaced(record: AccountRecord, account: Account, keep: Collection[str]) -> tuple[OAuth | None, Secrets]:
     """The wanted settings; of the present ones only the secrets that are named in `keep`."""
+    wanted = account.oauth
     if wanted is None:
         return None, {}
     present = record.account.oauth
     secrets = {name: getattr(wanted, name) for name in SECRETS if name not in keep}
     if present is not None:
         wanted = replace(wanted, **{name: getattr(present, name) for name in SECRETS if name in keep})
-    return _newest(record, wanted, secrets)
+    return _newest(record, replace(account, oauth=wanted), secrets)
 
 
-def _newest(record: AccountRecord, wanted: OAuth, secrets: dict[str, str | None]) -> tuple[OAuth, Secrets]:
-    """Who gives the same refresh token as before, as a playbook does, means the one that the provider made of it."""
-    present = record.account.oauth
-    if present is None or record.oauth_first is None or secrets.get("refresh_token") != record.oauth_first:
+def _newest(record: AccountRecord, account: Account, secrets: dict[str, str | None]) -> tuple[OAuth | None, Secrets]:
+    """Who gives the same refresh token as before, as a playbook does, means the one that the provider made of it.
+
+    Not where that would go elsewhere than before: who knows the old one need not know the newest.
+    """
+    present, wanted = record.account.oauth, account.oauth
+    if present is None or wanted is None or record.oauth_first is None or _moved(record.account, account):
+        return wanted, secrets
+    if secrets.get("refresh_token") != record.oauth_first:
         return wanted, secrets
     newest = present.refresh_token
     return replace(wanted, refresh_token=newest), {**secrets, "refresh_token": newest}
+
+
+def _moved(before: Account, after: Account) -> list[str]:
+    """Fields of who gets the secrets, and what they give access to, that are others now; of two with OAuth."""
+    was, now = before.oauth, after.oauth
+    if was is None or now is None:
+        return []
+    moved = [name for name in _GOES_TO if getattr(before, name) != getattr(after, name)]
+    return moved + [f"oauth.{name}" for name in _ASKED_AT if getattr(was, name) != getattr(now, name)]
 
 
 def kept(before: AccountRecord, secrets: Secrets) -> set[str]:
@@ -64,11 +82,7 @@ def kept(before: AccountRecord, secrets: Secrets) -> set[str]:
 
 def require_secrets_again(before: AccountRecord, after: Account, secrets: Secrets) -> None:
     """Secrets go to where they were given for, and so does what they give access to. Raises InvalidSettings."""
-    was, now = before.account.oauth, after.oauth
-    if was is None or now is None:
-        return
-    moved = [name for name in _GOES_TO if getattr(before.account, name) != getattr(after, name)]
-    moved += [f"oauth.{name}" for name in _ASKED_AT if getattr(was, name) != getattr(now, name)]
+    moved = _moved(before.account, after)
     names = sorted(kept(before, secrets))
     if moved and names:
         detail = f"a new {' and '.join(moved)} needs it again (null removes it)"

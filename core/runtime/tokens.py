@@ -2,7 +2,8 @@
 
 Transports and checks of an account, and accounts that share a login, share its source. Where a provider changes the
 refresh token with each use, the new one is written into every account that held the old one; who still comes with an
-older one (a check before the save, a save that was under way) is led to the newest.
+older one (a check before the save, a save that was under way) is led to the newest. What an older one opens is no more
+than it did: the same client at the same token endpoint, and mail to the same server as before.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
 import structlog
 
-from core.domain.account import Account, OAuth, OAuthGrant
+from core.domain.account import Account, OAuth, OAuthGrant, OAuthProvider
 from core.domain.clock import Clock
 from core.domain.oauth import Granted
 from core.errors import RelayError
@@ -28,10 +30,13 @@ from core.transport.oauth import fetch
 from core.transport.tokens import TokenSource
 
 CHAINS_KEPT = 2000  # refresh tokens whose newest is known beside the database
+CLOSE_SECONDS = 3.0  # for answers that may hold a new refresh token
 
 log = structlog.get_logger()
 
 Remember = Callable[[OAuth, str], Coroutine[Any, Any, bool]]
+Place = tuple[str, int]  # host and port of an account: who gets the access token
+Login = tuple[OAuthProvider, str | None, str | None, str | None, str]  # who gets the refresh token, and the token
 
 
 async def forget(_oauth: OAuth, _refresh_token: str) -> bool:
@@ -56,13 +61,15 @@ def stored_in(ledger: Ledger, secrets: Secrets) -> Remember:
     return remember
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Chain:
     """Refresh tokens that followed one another."""
 
-    first: str = field(repr=False)  # as somebody gave it
+    first: Login = field(repr=False)  # as somebody gave it
     newest: str = field(repr=False)
-    held: OAuth | None = None  # what the database has, where the newest could not be stored
+    stored: bool = True  # the newest is in the database, if anything of the chain is
+    behind: dict[str, OAuth] = field(default_factory=dict, repr=False)  # what it may hold in place of the newest
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class Tokens:
@@ -73,36 +80,42 @@ class Tokens:
         self._clock = clock
         self._remember = remember
         self._sources: WeakValueDictionary[tuple[OAuth, str | None], TokenSource] = WeakValueDictionary()
-        self._chains: OrderedDict[str, _Chain] = OrderedDict()  # by the first and the newest of each
-        self._writing: set[asyncio.Task[bool]] = set()
+        self._chains: OrderedDict[tuple[Login, Place | None], _Chain] = (
+            OrderedDict()
+        )  # Place: of the first; None: newest
+        self._unstored: set[_Chain] = set()
+        self._writing: set[asyncio.Task[None]] = set()
 
     def source(self, account: Account) -> TokenSource | None:
         """Where the account's access tokens come from; None: it has no OAuth settings."""
         oauth = account.oauth
         if oauth is None:
             return None
-        chain = self._chains.get(oauth.refresh_token or "")
-        given = oauth if chain is None else replace(oauth, refresh_token=chain.first)
-        if chain is not None and chain.newest != oauth.refresh_token:  # saved after it was used up in a check
-            task = asyncio.get_running_loop().create_task(self._remember(oauth, chain.newest))
-            self._writing.add(task)
-            task.add_done_callback(self._writing.discard)
+        place = (account.host, account.port)
+        chain = self._chain(oauth, place)
+        if chain is not None and oauth.refresh_token is not None and chain.newest != oauth.refresh_token:
+            chain.behind.setdefault(oauth.refresh_token, oauth)  # saved after it was used up in a check
+            self._store(chain)
             oauth = replace(oauth, refresh_token=chain.newest)
         subject = account.username if oauth.grant is OAuthGrant.SERVICE_ACCOUNT else None
-        source = self._sources.get((given, subject))
+        source = self._sources.get((oauth, subject))
         if source is None:
-            source = TokenSource(oauth, account.username, clock=self._clock, fetch=self._fetch, rotated=self._rotated)
-            self._sources[given, subject] = source
+            source = TokenSource(
+                oauth,
+                account.username,
+                clock=self._clock,
+                fetch=self._fetch,
+                rotated=partial(self._rotated, place),
+                used=self._store_again,
+            )
+            self._sources[oauth, subject] = source
         return source
 
     async def close(self) -> None:
-        """Give up what is being fetched; what could not be stored is tried once more."""
-        for source in list(self._sources.values()):
-            await source.close()
+        """Wait a little for what may bring a new refresh token, give up the rest, and store what was not stored."""
+        await asyncio.gather(*(source.close(CLOSE_SECONDS) for source in list(self._sources.values())))
         await asyncio.gather(*self._writing)
-        for chain in {id(chain): chain for chain in self._chains.values()}.values():
-            if chain.held is not None:
-                await self._remember(chain.held, chain.newest)
+        await asyncio.gather(*(self._write(chain) for chain in list(self._unstored)))
 
     async def _fetch(self, oauth: OAuth, username: str | None) -> Granted:
         return await fetch(
@@ -113,16 +126,64 @@ class Tokens:
             allow_private=self._settings.allow_private_targets,
         )
 
-    async def _rotated(self, before: OAuth, refresh_token: str) -> None:
-        used = before.refresh_token or ""
-        chain = self._chains.get(used) or _Chain(used, used)
+    def _chain(self, oauth: OAuth, place: Place) -> _Chain | None:
+        login = _login(oauth)
+        return None if login is None else self._chains.get((login, None)) or self._chains.get((login, place))
+
+    async def _rotated(self, place: Place, before: OAuth, refresh_token: str) -> None:
+        """Of a source that was made for an account at `place`. A cancelled caller does not stop the write."""
+        login = _login(before)
+        after = replace(before, refresh_token=refresh_token)
+        newest = _login(after)
+        if login is None or newest is None:
+            return
+        source = self._sources.pop((before, None), None)
+        if source is not None:
+            self._sources[after, None] = source
+        chain = self._chain(before, place) or _Chain(login, login[-1])
+        self._chains.pop((login, None), None)
+        if chain.stored:
+            chain.behind[chain.newest] = replace(before, refresh_token=chain.newest)
+            chain.stored = False
         chain.newest = refresh_token
-        if used != chain.first:
-            self._chains.pop(used, None)
-        for token in (chain.first, refresh_token):
-            self._chains[token] = chain
-            self._chains.move_to_end(token)
+        for key in ((chain.first, place), (newest, None)):
+            self._chains[key] = chain
+            self._chains.move_to_end(key)
         while len(self._chains) > CHAINS_KEPT:
             self._chains.popitem(last=False)
-        held = chain.held or before
-        chain.held = None if await self._remember(held, refresh_token) else held
+        await asyncio.shield(self._store(chain))
+
+    def _store_again(self) -> None:
+        """A write that failed is due again when a token is wanted."""
+        for chain in self._unstored:
+            if not chain.writing.locked():
+                self._store(chain)
+
+    def _store(self, chain: _Chain) -> asyncio.Task[None]:
+        self._unstored.add(chain)
+        task = asyncio.get_running_loop().create_task(self._write(chain))
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+        return task
+
+    async def _write(self, chain: _Chain) -> None:
+        """Put the newest in the place of all that the database may hold."""
+        async with chain.writing:
+            for token, held in list(chain.behind.items()):
+                newest = chain.newest
+                if not await self._remember(held, newest):
+                    return
+                del chain.behind[token]
+                if newest == chain.newest:
+                    chain.stored = True
+                else:  # it changed meanwhile, and another write waits for this one
+                    chain.behind[newest] = replace(held, refresh_token=newest)
+            if not chain.behind:
+                self._unstored.discard(chain)
+
+
+def _login(oauth: OAuth) -> Login | None:
+    """None: it has no refresh token, or does not use it."""
+    if oauth.grant is not OAuthGrant.REFRESH_TOKEN or oauth.refresh_token is None:
+        return None
+    return oauth.provider, oauth.tenant, oauth.client_id, oauth.token_url, oauth.refresh_token

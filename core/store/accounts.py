@@ -168,9 +168,9 @@ def refresh_token_changed(session: Session, secrets: Secrets, oauth: OAuth, refr
 
 
 def _same_login(one: OAuth, other: OAuth) -> bool:
-    """Whether they have the same refresh token of the same client at the same place."""
-    names = ("refresh_token", "provider", "tenant", "client_id", "token_url")
-    return all(getattr(one, name) == getattr(other, name) for name in names)
+    """Whether they have the same refresh token of the same client at the same place, and use it."""
+    names = ("refresh_token", "grant", "provider", "tenant", "client_id", "token_url")
+    return one.refresh_token is not None and all(getattr(one, name) == getattr(other, name) for name in names)
 
 
 def delete(session: Session, name: str, *, if_match: Collection[str] | None = None) -> None:

@@ -1,17 +1,18 @@
 """Asking a token endpoint over HTTPS, once. What is asked and what answers mean is core/domain/oauth.py.
 
 Nothing follows redirects, no proxy of the environment is used, certificates are verified by the system's authorities,
-and no address is connected to that accounts may not connect to (core/domain/target.py). An answer has a bound in time
-and size.
+and no address is connected to that accounts may not connect to (core/domain/target.py): a name is resolved once, and
+what was judged is what is connected to. An answer has a bound in time and size.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from base64 import urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -133,19 +134,16 @@ async def post(
     where = host_of(url)
     try:
         async with asyncio.timeout(timeout_seconds):
-            reason = await _forbidden(url, allow_private=allow_private)
-            if reason is not None:
-                return words.unreachable(where, reason)
-            secure = urlsplit(url).scheme == "https"
-            verify = await asyncio.to_thread(ssl.create_default_context) if secure else False
-            async with httpx.AsyncClient(verify=verify, trust_env=False, timeout=timeout_seconds) as http:
-                headers = {"Accept": "application/json"}
-                async with http.stream("POST", url, data=dict(form), headers=headers) as response:
-                    body = b""
-                    async for chunk in response.aiter_bytes():
-                        body += chunk
-                        if len(body) > MAX_ANSWER_BYTES:
-                            break
+            target = httpx.URL(url)
+            addresses = await _addresses(target)
+            for address in addresses:
+                reason = forbidden(address, allow_private=allow_private)
+                if reason is not None:
+                    return words.unreachable(where, f"{address} {reason}")
+            verify = await asyncio.to_thread(ssl.create_default_context) if target.scheme == "https" else False
+            limits = httpx.Timeout(timeout_seconds, connect=timeout_seconds / len(addresses))
+            async with httpx.AsyncClient(verify=verify, trust_env=False, timeout=limits) as http:
+                response, body = await _ask(http, target, addresses, form)
     except TimeoutError:
         return words.unreachable(where, f"no answer within {timeout_seconds:g} s")
     except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
@@ -155,15 +153,33 @@ async def post(
     return Answer(response.status_code, body, retry_after)
 
 
-async def _forbidden(url: str, *, allow_private: bool) -> str | None:
-    """Why nothing may connect there, judged by what the name resolves to."""
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    for *_, address in await asyncio.get_running_loop().getaddrinfo(parts.hostname, port):
-        reason = forbidden(str(address[0]), allow_private=allow_private)
-        if reason is not None:
-            return f"{address[0]} {reason}"
-    return None
+async def _addresses(url: httpx.URL) -> list[str]:
+    """What the host resolves to, in the system's order."""
+    port = url.port or (443 if url.scheme == "https" else 80)
+    found = await asyncio.get_running_loop().getaddrinfo(url.raw_host.decode(), port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+async def _ask(
+    http: httpx.AsyncClient, url: httpx.URL, addresses: Sequence[str], form: Mapping[str, str]
+) -> tuple[httpx.Response, bytes]:
+    """From the first of the addresses that lets itself be connected to, as the host of the URL. Raises HTTPError."""
+    headers = {"Accept": "application/json", "Host": url.netloc.decode()}
+    name = {"sni_hostname": url.raw_host.decode()}  # the certificate is verified against it, too
+    failures: list[str] = []
+    for address in addresses:
+        there = url.copy_with(host=address)
+        try:
+            async with http.stream("POST", there, data=dict(form), headers=headers, extensions=name) as response:
+                body = b""
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > MAX_ANSWER_BYTES:
+                        break
+                return response, body
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:  # nothing was sent
+            failures.append(str(error) or type(error).__name__)
+    raise httpx.ConnectError("; ".join(dict.fromkeys(failures)))
 
 
 def host_of(url: str) -> str:

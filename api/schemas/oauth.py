@@ -103,20 +103,6 @@ ServiceAccountKey = Annotated[
 ]
 
 
-class OAuthShape(In):
-    """Where the access tokens of XOAUTH2 come from. They are fetched ahead of their end and kept in memory."""
-
-    provider: Provider
-    grant: Grant
-    tenant: Tenant | None = None
-    client_id: ClientId | None = None
-    token_url: TokenUrl | None = None
-    scope: Scope | None = None
-    client_secret: ClientSecret | None = None
-    refresh_token: RefreshToken | None = None
-    service_account_key: ServiceAccountKey | None = None
-
-
 class OAuthUpdate(In):
     """A merge patch of `oauth`: what is named changes, null puts the default back. Another provider, tenant, client_id
     or token_url, and another host or port of the account, need its secrets again.
@@ -131,6 +117,13 @@ class OAuthUpdate(In):
     client_secret: ClientSecret | None = None
     refresh_token: RefreshToken | None = None
     service_account_key: ServiceAccountKey | None = None
+
+
+class OAuthShape(OAuthUpdate):
+    """Where the access tokens of XOAUTH2 come from. They are fetched ahead of their end and kept in memory."""
+
+    provider: Provider
+    grant: Grant
 
 
 class OAuthPublic(Out):

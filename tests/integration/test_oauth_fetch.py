@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -37,6 +39,10 @@ async def test_tls_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         found = await ask(tokens.url)
         assert isinstance(found, Answer)
         assert found.status == 200
+        Resolver(monkeypatch, ["127.0.0.1"])
+        trouble = await ask(tokens.url.replace("127.0.0.1", "id.example"))
+        assert isinstance(trouble, Trouble), "the certificate is another host's, though the address's"
+        assert "id.example" in trouble.detail
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
@@ -48,6 +54,45 @@ async def test_what_a_name_resolves_to_is_judged(host: str) -> None:
         assert "private address" in trouble.detail
         assert tokens.forms == []
         assert isinstance(await ask(url), Answer)
+
+
+class Resolver:
+    """Names in place of DNS: each answer once, the last of them for good."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: list[str]) -> None:
+        self.answers = list(answers)
+        self._real = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self)
+
+    def __call__(self, host: Any, port: Any, *rest: Any, **more: Any) -> Any:
+        if host not in ("id.example", b"id.example"):
+            return self._real(host, port, *rest, **more)
+        found = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return [entry for address in found for entry in self._real(address, port, *rest, **more)]
+
+
+async def test_what_was_judged_is_what_is_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that means something else when it is asked for again (DNS rebinding)."""
+    async with TokenServer() as tokens:
+        resolver = Resolver(monkeypatch, ["127.0.0.1"], ["169.254.169.254"])
+        assert isinstance(await ask(tokens.url.replace("127.0.0.1", "id.example")), Answer)
+        assert tokens.hosts == [f"id.example:{tokens.port}"]
+        resolver.answers = [["203.0.113.7", "127.0.0.1"]]
+        trouble = await ask(tokens.url.replace("127.0.0.1", "id.example"), allow_private=False)
+        assert isinstance(trouble, Trouble)
+        assert "private address" in trouble.detail
+        assert len(tokens.forms) == 1
+
+
+async def test_the_next_address_is_asked_where_one_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with TokenServer() as tokens:
+        Resolver(monkeypatch, ["127.0.0.2", "127.0.0.1"])
+        url = tokens.url.replace("127.0.0.1", "id.example")
+        assert isinstance(await ask(url), Answer)
+        assert len(tokens.forms) == 1
+    trouble = await ask(url)
+    assert isinstance(trouble, Trouble)
+    assert trouble.code == "token_unreachable"
 
 
 @pytest.mark.parametrize("url", ["http://169.254.169.254/token", "http://[fe80::1]/token", "https://no.invalid/token"])

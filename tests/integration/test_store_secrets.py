@@ -296,13 +296,26 @@ async def test_lost_secrets_of_oauth_are_over_when_all_are_given_again(tmp_path:
         await asyncio.to_thread(store.close)
 
 
+async def test_an_account_without_a_refresh_token_gets_none(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    try:
+        bare = replace(OAUTH, refresh_token=None)
+        await store.write(lambda s: accounts.create(s, store.secrets, replace(TOKENS, oauth=bare), now=START))
+        assert await store.write(lambda s: accounts.refresh_token_changed(s, store.secrets, bare, "r1")) == []
+        assert (await record_of(store)).account.oauth == bare
+    finally:
+        await asyncio.to_thread(store.close)
+
+
 async def test_a_refresh_token_that_changed_meanwhile_is_not_overwritten_by_a_save(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     try:
         await store.write(lambda s: accounts.create(s, store.secrets, TOKENS, now=START))
-        elsewhere = replace(OAUTH, client_id="another")
         changed = accounts.refresh_token_changed
+        elsewhere = replace(OAUTH, client_id="another")
+        unused = replace(OAUTH, grant=OAuthGrant.CLIENT_CREDENTIALS)
         assert await store.write(lambda s: changed(s, store.secrets, elsewhere, "r1")) == []
+        assert await store.write(lambda s: changed(s, store.secrets, unused, "r1")) == []
         assert await store.write(lambda s: changed(s, store.secrets, OAUTH, "r1")) == ["t"]
         assert await store.write(lambda s: changed(s, store.secrets, OAUTH, "late")) == []
         before = await record_of(store)

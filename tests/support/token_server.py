@@ -89,6 +89,7 @@ class TokenServer:
         self.script: list[Reply | Hang] = []
         self.device: list[Reply] = []  # answers while somebody logs in; then he has
         self.interval: int | None = 5
+        self.hosts: list[str] = []  # whom it was asked as
         self.forms: list[dict[str, str]] = []  # of what was asked at /token
         self.claims: list[dict[str, Any]] = []  # of assertions
         self.given: list[str] = []
@@ -132,6 +133,7 @@ class TokenServer:
             body = await reader.readexactly(int(headers.get("content-length", "0")))
             method, path, _ = line.split(" ")
             assert (method, headers["content-type"]) == ("POST", "application/x-www-form-urlencoded")
+            self.hosts.append(headers["host"])
             reply = self._answer(path, dict(parse_qsl(body.decode(), strict_parsing=True)))
             self.asked.set()
             if isinstance(reply, Hang):

@@ -1,18 +1,21 @@
-"""Whose token source is whose, and what becomes of refresh tokens that could not be stored."""
+"""Whose token source is whose, who is led to which refresh token, and what becomes of one that could not be stored."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from core.domain.account import Account, OAuth, OAuthGrant, OAuthProvider
-from core.runtime.tokens import Tokens
+from core.runtime.tokens import CLOSE_SECONDS, Tokens
 from core.settings import Settings
+from core.smtp.dialogue import ConnectFailed
 from tests.support.clock import ManualClock
-from tests.support.token_server import TokenServer
+from tests.support.token_server import Hang, Reply, TokenServer
 
 
 class Memory:
@@ -21,8 +24,13 @@ class Memory:
     def __init__(self) -> None:
         self.told: list[tuple[str | None, str]] = []
         self.fails = False
+        self.asked = asyncio.Event()
+        self.may = asyncio.Event()
+        self.may.set()
 
     async def __call__(self, oauth: OAuth, refresh_token: str) -> bool:
+        self.asked.set()
+        await self.may.wait()
         self.told.append((oauth.refresh_token, refresh_token))
         return not self.fails
 
@@ -43,6 +51,11 @@ def account_at(server: TokenServer, name: str = "main", username: str = "u") -> 
         refresh_token="refresh-0",
     )
     return Account(name, "smtp.example.com", username=username, oauth=oauth)
+
+
+def with_oauth(account: Account, **changes: Any) -> Account:
+    assert account.oauth is not None
+    return replace(account, oauth=replace(account.oauth, **changes))
 
 
 async def test_the_same_login_has_one_source_and_another_has_its_own(server: TokenServer) -> None:
@@ -87,9 +100,132 @@ async def test_what_could_not_be_stored_is_stored_over_what_the_database_still_h
     memory.fails = True
     for _ in range(2):
         await source()
-    assert memory.told == [("refresh-0", "refresh-1"), ("refresh-0", "refresh-2")]
+    assert {held for held, _ in memory.told} == {"refresh-0"}
+    assert memory.told[-1] == ("refresh-0", "refresh-2")
+    memory.told.clear()
     await tokens.close()
+    assert memory.told == [("refresh-0", "refresh-2")]
     memory.fails = False
     await source()
     await source()
-    assert memory.told[2:] == [("refresh-0", "refresh-2"), ("refresh-0", "refresh-3"), ("refresh-3", "refresh-4")]
+    assert memory.told[-1] == ("refresh-3", "refresh-4")
+    assert ("refresh-0", "refresh-2") in memory.told[1:], "tried again"
+    memory.told.clear()
+    await tokens.close()
+    assert memory.told == []
+
+
+async def test_a_write_that_failed_is_tried_again_at_the_next_use_without_another_fetch() -> None:
+    async with TokenServer(rotates=True) as server:
+        memory = Memory()
+        tokens = Tokens(Settings(), ManualClock(), memory)
+        source = tokens.source(account_at(server))
+        assert source is not None
+        memory.fails = True
+        await source()
+        memory.fails = False
+        memory.asked.clear()
+        for _ in range(3):
+            await source()
+        await asyncio.wait_for(memory.asked.wait(), 5)
+        await tokens.close()
+        assert memory.told == [("refresh-0", "refresh-1")] * 2
+        assert len(server.forms) == 1
+
+
+async def test_an_answer_that_comes_while_the_service_stops_is_kept(server: TokenServer) -> None:
+    memory = Memory()
+    tokens = Tokens(Settings(), ManualClock(), memory)
+    source = tokens.source(account_at(server))
+    assert source is not None
+    waiting = asyncio.create_task(source())
+    await asyncio.sleep(0)  # it has begun, and nothing was asked yet
+    waiting.cancel()
+    await tokens.close()
+    assert len(server.forms) == 1
+    assert memory.told == [("refresh-0", "refresh-1")]
+
+
+async def test_a_write_that_is_slow_outlives_the_fetch(server: TokenServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.runtime.tokens.CLOSE_SECONDS", 0.0)
+    memory = Memory()
+    memory.may.clear()
+    tokens = Tokens(Settings(), ManualClock(), memory)
+    source = tokens.source(account_at(server))
+    assert source is not None
+    waiting = asyncio.create_task(source())
+    await memory.asked.wait()
+    closing = asyncio.create_task(tokens.close())
+    with pytest.raises(ConnectFailed, match="stopping"):
+        await waiting
+    memory.may.set()
+    await closing
+    assert memory.told == [("refresh-0", "refresh-1")]
+
+
+async def test_a_stop_does_not_wait_for_what_changes_nothing(server: TokenServer) -> None:
+    server.script = [Hang()]
+    tokens = Tokens(Settings(), ManualClock(), Memory())
+    source = tokens.source(with_oauth(account_at(server), grant=OAuthGrant.CLIENT_CREDENTIALS, refresh_token=None))
+    assert source is not None
+    waiting = asyncio.create_task(source())
+    await server.asked.wait()
+    began = asyncio.get_running_loop().time()
+    await tokens.close()
+    assert asyncio.get_running_loop().time() - began < CLOSE_SECONDS
+    with pytest.raises(ConnectFailed, match="stopping"):
+        await waiting
+
+
+@pytest.mark.parametrize(
+    "granted",
+    [
+        {"grant": OAuthGrant.CLIENT_CREDENTIALS, "refresh_token": None},
+        {"grant": OAuthGrant.CLIENT_CREDENTIALS, "refresh_token": "refresh-0"},
+    ],
+)
+async def test_a_refresh_token_that_nobody_used_goes_to_nobody(server: TokenServer, granted: dict[str, Any]) -> None:
+    """RFC 6749 section 4.4.3: should not come with client credentials. Some providers send it nevertheless."""
+    memory = Memory()
+    tokens = Tokens(Settings(), ManualClock(), memory)
+    account = with_oauth(account_at(server), **granted)
+    server.script = [Reply(200, {"access_token": "a", "expires_in": 0, "refresh_token": "of-another"})]
+    source = tokens.source(account)
+    assert source is not None
+    await source()
+    assert memory.told == []
+    for other in (account, with_oauth(account, client_id="x"), with_oauth(account_at(server), refresh_token=None)):
+        found = tokens.source(other)
+        assert found is not None
+        assert found.oauth == other.oauth
+    await tokens.close()
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        {"token_url": "http://127.0.0.1:9/evil"},
+        {"client_id": "another"},
+        {"tenant": "another.example"},
+        {"provider": OAuthProvider.GOOGLE},
+        {"grant": OAuthGrant.CLIENT_CREDENTIALS},
+        {"host": "mail.evil.example"},
+        {"port": 2525},
+    ],
+)
+async def test_an_old_refresh_token_opens_nothing_elsewhere(server: TokenServer, elsewhere: dict[str, Any]) -> None:
+    memory = Memory()
+    tokens = Tokens(Settings(), ManualClock(), memory)
+    account = account_at(server)
+    source = tokens.source(account)
+    assert source is not None
+    await source()
+    of_account = elsewhere.keys() & {"host", "port"}
+    evil = replace(account, **elsewhere) if of_account else with_oauth(account, **elsewhere)
+    found = tokens.source(evil)
+    assert found is not None
+    assert found is not source
+    assert found.oauth.refresh_token == "refresh-0"
+    assert tokens.source(account) is source, "who belongs there is led on"
+    await tokens.close()
+    assert memory.told == [("refresh-0", "refresh-1"), ("refresh-0", "refresh-1")]

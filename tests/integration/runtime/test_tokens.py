@@ -24,11 +24,13 @@ class Memory:
     def __init__(self) -> None:
         self.told: list[tuple[str | None, str]] = []
         self.fails = False
+        self.begun = 0
         self.asked = asyncio.Event()
         self.may = asyncio.Event()
         self.may.set()
 
     async def __call__(self, oauth: OAuth, refresh_token: str) -> bool:
+        self.begun += 1
         self.asked.set()
         await self.may.wait()
         self.told.append((oauth.refresh_token, refresh_token))
@@ -133,7 +135,10 @@ async def test_a_write_that_failed_is_tried_again_at_the_next_use_without_anothe
         assert len(server.forms) == 1
 
 
-async def test_an_answer_that_comes_while_the_service_stops_is_kept(server: TokenServer) -> None:
+async def test_an_answer_that_comes_while_the_service_stops_is_kept(
+    server: TokenServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.runtime.tokens.CLOSE_SECONDS", 30.0)
     memory = Memory()
     tokens = Tokens(Settings(), ManualClock(), memory)
     source = tokens.source(account_at(server))
@@ -160,7 +165,7 @@ async def test_a_write_that_is_slow_outlives_the_fetch(server: TokenServer, monk
         await waiting
     memory.may.set()
     await closing
-    assert memory.told == [("refresh-0", "refresh-1")]
+    assert (memory.told, memory.begun) == ([("refresh-0", "refresh-1")], 1)
 
 
 async def test_a_stop_does_not_wait_for_what_changes_nothing(server: TokenServer) -> None:

@@ -175,7 +175,7 @@ class ReplyRuleShape(In):
     text: Annotated[str, Printable, Field(min_length=1, max_length=500)] | None = Field(
         default=None,
         description="Is searched for in the first 500 characters of the text, without regard to case. So that no reply "
-        "can take long: at most two of `*` and `+`, no repeated groups, look-arounds and back-references.",
+        "can take long: no repeated groups, look-arounds and back-references, and few `*` and `+`, best after words.",
     )
     final: bool = Field(default=False, description="Never try again (message, recipient, sender).")
     pause_seconds: Annotated[float, Field(ge=1, le=86_400)] | None = Field(
@@ -185,7 +185,11 @@ class ReplyRuleShape(In):
 
 ReplyRules = Annotated[
     list[ReplyRuleShape],
-    Field(max_length=100, description="Rows before the table of replies, first match wins. Default []."),
+    Field(
+        max_length=100,
+        description="Rows before the table of replies, first match wins. Together their patterns must not be able to "
+        "take longer than about 50 ms. Default [].",
+    ),
 ]
 Enabled = Annotated[bool, Field(description="false: nothing is sent through it. Default true.")]
 

@@ -246,6 +246,7 @@ class _Call:
     __slots__ = (
         "_asked",
         "_journal",
+        "_judged",
         "_local",
         "_mail",
         "_outcomes",
@@ -267,6 +268,7 @@ class _Call:
         self._local: list[RecipientOutcome] = []
         self._outcomes: list[RecipientOutcome] | None = None
         self._unlogged = False
+        self._judged: tuple[Phase, Reply, Ruling] | None = None
         self.fault: AccountFault | None = None
         if not turn.capabilities.smtputf8:
             self._leave_out_international()
@@ -368,18 +370,24 @@ class _Call:
         raise AssertionError("the client gave neither a verdict nor a failure")
 
     def _refused(self, mailbox: str, phase: Phase, reply: Reply) -> RecipientOutcome:
-        # 2xx or 3xx where it can't be: nobody's refusal, so try again
-        ruling = _NONSENSE
-        if reply.severity in (4, 5):
-            envelope = self._mail
-            ruling = judge(
-                phase,
-                reply,
-                sender=envelope.sender,
-                recipients=[r.mailbox for r in envelope.recipients],
-                own=self._transport.own_rules,
-            )
+        judged = self._judged
+        if judged is not None and judged[0] is phase and judged[1] == reply:
+            ruling = judged[2]  # one reply to all, or the same words to each: the user's patterns may be slow
+        else:
+            ruling = self._judge(phase, reply)
+            self._judged = (phase, reply, ruling)
         return self._ruled(mailbox, phase, reply, ruling)
+
+    def _judge(self, phase: Phase, reply: Reply) -> Ruling:
+        if reply.severity not in (4, 5):
+            return _NONSENSE  # 2xx or 3xx where it can't be: nobody's refusal, so try again
+        return judge(
+            phase,
+            reply,
+            sender=self._mail.sender,
+            recipients=[recipient.mailbox for recipient in self._mail.recipients],
+            own=self._transport.own_rules,
+        )
 
     def _ruled(self, mailbox: str, phase: Phase, reply: Reply, ruling: Ruling) -> RecipientOutcome:
         if ruling.blame is Blame.ACCOUNT:

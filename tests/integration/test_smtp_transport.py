@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from core.domain.account import Account, AuthMethod, Security
+from core.domain.account import Account, AuthMethod, ReplyRule, Security
+from core.domain.blame import Ruling, judge
 from core.domain.clock import Clock
-from core.domain.outcome import Attempt, Outcome, RecipientOutcome
+from core.domain.outcome import Attempt, Blame, Outcome, RecipientOutcome
+from core.domain.reply import Phase, Reply
 from core.transport.base import Body
 from core.transport.smtp import SmtpTransport
 from tests.support.smtp_mail import MAIL, Octets, To
@@ -108,3 +110,41 @@ async def test_a_server_that_hangs_up_at_each_second_message_gets_its_mail_all_t
         assert outcomes.count(Outcome.SENT) == len(server.messages) >= 4
         assert all(len(note.outcomes) == 1 for note in notes), "each is told once"
         transport.abort()
+
+
+@pytest.mark.parametrize(
+    ("script", "looks"),
+    [
+        (Script(dot="550 5.7.1 no"), 1),
+        (Script(data="550 5.7.1 no"), 1),
+        (Script(mail={"*": "550 5.7.1 no"}), 1),
+        (Script(rcpt={"*": "550 5.7.1 no"}), 1),
+        (Script(rcpt={"r7@x.org": "551 5.7.1 no", "*": "550 5.7.1 no"}), 3),
+        (Script(rcpt={f"r{number}@x.org": f"550 5.7.1 no {number}" for number in range(50)}), 50),
+    ],
+    ids=["dot", "data", "mail", "rcpt", "another in between", "each its own"],
+)
+async def test_words_are_judged_once_not_for_each_recipient(
+    script: Script, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The account's own patterns may be slow, and the loop waits for them."""
+    judged: list[Reply] = []
+
+    def counted(phase: Phase, reply: Reply, **more: Any) -> Ruling:
+        judged.append(reply)
+        return judge(phase, reply, **more)
+
+    monkeypatch.setattr("core.transport.smtp.judge", counted)
+    async with SmtpServer(script) as server:
+        transport = transport_to(server, reply_rules=(ReplyRule(Blame.TRANSIENT, code="551"),))
+        turn = await transport.turn()
+        mail = Mail(recipients=tuple(To(f"r{number}@x.org") for number in range(50)))
+        attempt = await turn.send(mail, Notes(), 1.0)
+        transport.abort()
+    assert len(judged) == looks
+    outcomes = {outcome.recipient: outcome for outcome in attempt.outcomes}
+    assert len(outcomes) == 50
+    for mailbox, outcome in outcomes.items():
+        other = looks == 3 and mailbox == "r7@x.org"
+        assert outcome.outcome is (Outcome.DEFERRED if other else Outcome.FAILED)
+        assert (outcome.blame is Blame.TRANSIENT) is other

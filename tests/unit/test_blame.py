@@ -499,7 +499,7 @@ def test_look_alikes_go_by_the_general_rule(phase: Phase, said: str, blame: Blam
     assert verdict(judge(phase, reply(said))) == (blame, final, NO_PAUSE)
 
 
-def test_a_reply_without_end_takes_no_time() -> None:
+def test_of_a_reply_without_end_only_the_beginning_is_searched() -> None:
     said = Reply(550, tuple(f"5.4.5 {'daily ' * 80}" for _ in range(1000)))
     assert verdict(judge(DOT, said)) == (MESSAGE, FINAL, NO_PAUSE)
     assert max(map(len, Said.of(said).texts)) == SEARCHED_CHARS

@@ -12,10 +12,10 @@ import contextlib
 import heapq
 import itertools
 import math
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import structlog
 
@@ -49,6 +49,8 @@ OFFERED_MAX = 100_000  # names that wait for a slot, likewise
 CONTENDED_SECONDS = 1.0  # until a name that somebody else holds is looked at again
 LOST_SECONDS = 30.0  # until a directory that can't be reached is looked for again, whatever its interval
 ROUNDING_SECONDS = 0.002  # by which a timer may be early
+KNOWN_SECONDS = 900.0  # until a name that waits for its sender's account is opened again: it may be another file
+LINGER_SECONDS = 60.0  # so long a run that comes by itself sees to mail that its accounts keep, before the next scan
 STORAGE_SECONDS = 15.0  # until a directory without room, or one whose outcomes can't be recorded, is tried again
 
 
@@ -64,13 +66,37 @@ class Deliverer(Protocol):
     ) -> Delivered: ...
 
 
+class Blocks:
+    """Why messages could not go, and how many; one row a reason and account, with the latest time that was told."""
+
+    __slots__ = ("_found",)
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], tuple[Refusal, int]] = {}
+
+    def add(self, refusal: Refusal, count: int = 1) -> None:
+        """So many more; the times that are told of one account move on while a run lasts."""
+        before, number = self._found.get((refusal.account, refusal.reason), (refusal, 0))
+        if before.until is not None and (refusal.until is None or refusal.until < before.until):
+            refusal = before
+        self._found[refusal.account, refusal.reason] = refusal, number + count
+
+    def items(self) -> Iterable[tuple[Refusal, int]]:
+        """In the order in which they were met."""
+        return self._found.values()
+
+    def total(self) -> int:
+        """Of all reasons."""
+        return sum(count for _, count in self._found.values())
+
+
 @dataclass(slots=True)
 class Report:
     """What one run did: messages and recipients by outcome, and why others couldn't go."""
 
     messages: Counter[Outcome] = field(default_factory=Counter)
     recipients: Counter[Outcome] = field(default_factory=Counter)
-    blocked: Counter[Refusal] = field(default_factory=Counter)
+    blocked: Blocks = field(default_factory=Blocks)
     unavailable: str | None = None
     stopped: bool = False
     complete: bool = True
@@ -80,20 +106,40 @@ class Report:
         if delivered.outcome is not None:
             self.messages[delivered.outcome] += 1
         elif delivered.blocked is not None:
-            self.blocked[delivered.blocked] += 1
+            self.blocked.add(delivered.blocked)
         for outcome in delivered.recipients:
             self.recipients[outcome.outcome] += 1
 
 
+class Waiting(NamedTuple):
+    """A message whose sender's accounts can't be used now. `since`: when it was opened, a monotonic time."""
+
+    sender: str
+    refusal: Refusal
+    since: float
+
+
 class _Run:
-    """One run's tasks. `returned`: put back meanwhile; a rename may show such a name to the same scan again."""
+    """One run's tasks. `returned`: put back meanwhile; a rename may show such a name to the same scan again.
 
-    __slots__ = ("report", "returned", "tasks")
+    `later`: by account, names and senders that the scan met before there was room, which there is in a moment.
+    """
 
-    def __init__(self, report: Report) -> None:
+    __slots__ = ("is_soon", "later", "report", "returned", "tasks")
+
+    def __init__(self, report: Report, is_soon: Callable[[Refusal], bool]) -> None:
         self.report = report
+        self.is_soon = is_soon
         self.returned: set[bytes] = set()
+        self.later: dict[str, deque[tuple[bytes, str]]] = {}
         self.tasks: set[asyncio.Task[Delivered | None]] = set()
+
+    def blocked(self, name: bytes, sender: str, block: Refusal) -> None:
+        """It was not tried: at the end of this run, where that is soon enough, or in another."""
+        if block.reason == QUOTA and self.is_soon(block):
+            self.later.setdefault(block.account, deque()).append((name, sender))
+        else:
+            self.report.blocked.add(block)
 
     def follow(self, name: bytes, task: asyncio.Task[Delivered | None]) -> None:
         """Count what comes of it."""
@@ -105,7 +151,11 @@ class _Run:
             delivered = None if task.cancelled() or task.exception() is not None else task.result()
             if delivered is None or delivered.outcome is not Outcome.SENT:
                 self.returned.add(name)
-            if delivered is not None:
+            if delivered is None:
+                return
+            if delivered.blocked is not None and delivered.sender is not None and not delivered.attempts:
+                self.blocked(name, delivered.sender, delivered.blocked)
+            else:
                 self.report.add(delivered)
 
         self.tasks.add(task)
@@ -143,7 +193,7 @@ class Cycle:
         self.unavailable: DirectoryUnavailable | None = None
         self.storage: StorageFull | StorageBroken | None = None
         self.writing: dict[bytes, float] = {}  # names that aren't ready yet, since when
-        self.blocked: dict[bytes, Refusal] = {}  # names whose sender's accounts can't be used now, others' could
+        self.blocked: dict[bytes, Waiting] = {}  # names whose sender's accounts can't be used now, others' could
         self.paused: Callable[[], bool] = lambda: False
         self._deliverer = deliverer
         self._outlets = outlets
@@ -167,8 +217,17 @@ class Cycle:
 
     # --- whole runs ---
 
-    async def run(self, *, include_deferred: bool = False, stop: Callable[[], bool] = lambda: False) -> Report:
-        """Work off one whole scan, begun now; each message is tried at most once. Ends when all of it is settled."""
+    async def run(
+        self,
+        *,
+        include_deferred: bool = False,
+        stop: Callable[[], bool] = lambda: False,
+        linger_seconds: float = math.inf,
+    ) -> Report:
+        """Work off one whole scan, begun now; each message is tried at most once. Ends when all of it is settled.
+
+        `linger_seconds`: how long, after the scan, mail is seen to that its own accounts are short of room for.
+        """
         report, trouble, began = Report(), self.storage, self._clock.now()
 
         def ended() -> bool:
@@ -180,7 +239,7 @@ class Cycle:
             if include_deferred:
                 await self._make_due(ended)
             began = self._clock.now()  # what becomes due behind the scan's back is for the next run
-            await self._work_off(report, ended)
+            await self._work_off(report, ended, linger_seconds)
         except DirectoryUnavailable as error:
             self._lost(error)
             report.unavailable, report.complete = error.detail, False
@@ -250,8 +309,8 @@ class Cycle:
             with contextlib.suppress(RelayError):  # it moved on meanwhile
                 self.spool.retry(entry)
 
-    async def _work_off(self, report: Report, ended: Callable[[], bool]) -> None:
-        run = _Run(report)
+    async def _work_off(self, report: Report, ended: Callable[[], bool], linger_seconds: float) -> None:
+        run = _Run(report, self._is_soon)
         for name, task in self._working.items():
             run.follow(name, task)  # what an event brought just before belongs to it
         seen: set[bytes] | None = set() if self.problems or self.writing or self.blocked else None
@@ -262,39 +321,96 @@ class Cycle:
                 seen.add(name)
             if name not in run.returned:
                 await self._work_on(name, run, ended)
-        if run.tasks:
-            await asyncio.wait(run.tasks)
+        await self._work_off_later(run, ended, self._clock.monotonic() + linger_seconds)
         if seen is not None and not ended():
             self._forget(seen)
+
+    async def _work_off_later(self, run: _Run, ended: Callable[[], bool], last: float) -> None:
+        """What waits for accounts of its own, in order, as those have room; until all that the run began is done."""
+        while run.later or run.tasks:
+            if ended() or self._clock.monotonic() >= last:
+                for account, names in run.later.items():
+                    run.report.blocked.add(self._block(names[0][1]) or Refusal(account, QUOTA), len(names))
+                run.later.clear()
+            started, nearest = False, None
+            for account in list(run.later):
+                began, block = await self._work_on_later(account, run, ended)
+                started = started or began
+                if block is not None and (nearest is None or (block.until or 0) < (nearest.until or 0)):
+                    nearest = block
+            if nearest is not None and not started:
+                await self._soon(nearest)
+            elif run.tasks and not run.later:
+                await asyncio.wait(run.tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _work_on_later(self, account: str, run: _Run, ended: Callable[[], bool]) -> tuple[bool, Refusal | None]:
+        """Start as many of the account's as there is room for. Whether there was any, and what the next waits for."""
+        names, started = run.later[account], False
+        while names and not ended():
+            name, sender = names[0]
+            block = self._block(sender)
+            if block is None and name not in self._working and self._unsettled >= self._look_ahead:
+                await self._free_slot()
+                block = self._block(sender)
+            if block is not None:
+                if block.reason == QUOTA and self._is_soon(block):
+                    return started, block
+                run.report.blocked.add(block, len(names))
+                names.clear()
+                break
+            names.popleft()
+            run.follow(name, self._working.get(name) or self._start(name, event_seen=False))
+            started = True
+            await asyncio.sleep(0)  # it takes its room before the next one asks
+        if not names:
+            del run.later[account]
+        return started, None
 
     async def _work_on(self, name: bytes, run: _Run, ended: Callable[[], bool]) -> None:
         """Start the name as soon as there is a slot, or join whoever works on it."""
         block = self._block()
+        if block is None and name in self.blocked and name not in self._working and self._still_waits(name, run):
+            return
         if block is None and self._unsettled >= self._look_ahead and name not in self._working:
             await self._free_slot()
             block = self._block()  # time has passed
         while block is not None and block.reason == QUOTA and not ended() and await self._soon(block):
             block = self._block()
         if block is not None:
-            run.report.blocked[block] += 1
+            run.report.blocked.add(block)
         elif not ended():
             run.follow(name, self._working.get(name) or self._start(name, event_seen=False))
             if self._outlets.limited and self._outlets.limits(self.directory):
                 await asyncio.sleep(0)  # it takes its room before the next one asks whether there is any
 
+    def _still_waits(self, name: bytes, run: _Run) -> bool:
+        """Whether its sender's accounts are as much in the way as when it was opened last; then it isn't opened."""
+        waiting = self.blocked[name]
+        if self._clock.monotonic() - waiting.since > KNOWN_SECONDS:
+            return False
+        block = self._block(waiting.sender)
+        if block is None:
+            return False
+        self.blocked[name] = waiting._replace(refusal=block)
+        run.blocked(name, waiting.sender, block)
+        return True
+
+    def _is_soon(self, block: Refusal) -> bool:
+        """Whether it is waited for."""
+        return block.until is not None and block.until - self._clock.now() <= PATIENCE_SECONDS
+
     async def _soon(self, block: Refusal) -> bool:
         """Wait until the account has room again, if that is in a moment; without opening anything meanwhile."""
-        seconds = PATIENCE_SECONDS + 1 if block.until is None else block.until - self._clock.now()
-        if seconds > PATIENCE_SECONDS:
+        if block.until is None or not self._is_soon(block):
             return False
         self._nudged.clear()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(seconds, 0.0) + ROUNDING_SECONDS):
+            async with asyncio.timeout(max(block.until - self._clock.now(), 0.0) + ROUNDING_SECONDS):
                 await self._nudged.wait()
         return True
 
     def nudge(self) -> None:
-        """An account may be used again."""
+        """An account may be used again; or the run that waits for it is to end."""
         self._nudged.set()
 
     async def _free_slot(self) -> None:
@@ -404,7 +520,7 @@ class Cycle:
                 # what was in its way is over by now: who told of that came too early for it
                 self._look_again(name, CONTENDED_SECONDS)
             elif delivered.sender is not None and len(self.blocked) < RETRY_MAX:
-                self.blocked[name] = delivered.blocked
+                self.blocked[name] = Waiting(delivered.sender, delivered.blocked, self._clock.monotonic())
 
     async def _deliver(self, name: bytes, settling: Callable[[], None], *, event_seen: bool) -> Delivered | None:
         try:

@@ -129,8 +129,16 @@ class Outlets(Protocol):
         """A message of the directory sets out; it is the one on trial, where the account's circuit is half open."""
         ...
 
-    async def waited(self, route: Route) -> bool:
+    async def waited(self, directory: Directory, route: Route) -> bool:
         """Wait, in order, for the room that one of its accounts has in a moment. False: none has, or not soon."""
+        ...
+
+    def stands(self, passage: Any) -> bool:
+        """Whether it may still go: nothing has come in its account's way since."""
+        ...
+
+    def settled(self, passage: Any, recipients: int) -> None:
+        """So many were sent to, or may have been; asked for where limits hold an account back."""
         ...
 
     def count(self, attempt: Attempt) -> None:
@@ -355,16 +363,19 @@ class Delivery:
             if name is None:
                 if work.route.never:
                     raise no_account_for(sender, [refusal.account for refusal in work.route.refusals])
-                if await self._outlets.waited(work.route):
+                if await self._outlets.waited(directory, work.route):
                     continue
                 return
             passage = self._outlets.begin(name, directory)
+            before = len(work.attempts)
             try:
                 if passage.quota is None:
                     await self._through(work, passage, recipients[: passage.account.recipients_per_message])
                 else:
                     await self._within_quota(work, passage, passage.quota, recipients)
             finally:
+                if self._outlets.limited:
+                    self._outlets.settled(passage, _taken(work, before))
                 self._outlets.ended(passage)
 
     async def _within_quota(self, work: _Work, passage: Passage, quota: Quota, recipients: Sequence[Recipient]) -> None:
@@ -395,6 +406,8 @@ class Delivery:
                 work.tried |= {account.name}
                 return
             if work.claim is None:
+                if not self._outlets.stands(passage):
+                    return  # it is routed anew
                 work.claim = work.spool.claim(work.opened)
             mail = self._mail(work, account, recipients)
             way = work.claim.way = Way(account.name, turn.server, turn.tls, self._clock.now())

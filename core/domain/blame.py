@@ -136,7 +136,8 @@ _BASIC_OFF = _account(
     None,
 )
 _LOGIN_NEEDED = _account("login_required", "The server wants a login: set username and password of the account.", None)
-_SLOWER = _account("sending_too_fast", "Nothing to do: MPU slows down by itself.", 10.0, passing=True)
+TOO_FAST = "sending_too_fast"
+_SLOWER = _account(TOO_FAST, "Nothing to do: MPU slows down by itself.", 10.0, passing=True)
 _SENDER = Ruling(
     Blame.SENDER, final=True, code="sender_refused", remedy="Let the account send as this address, or set from_address."
 )

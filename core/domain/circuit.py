@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from core.domain.backoff import delay_seconds
+from core.domain.blame import TOO_FAST
 from core.domain.outcome import AccountFault
 
 PASSING_MAX_SECONDS = 3600.0
+SLOWER_MAX_SECONDS = 60.0  # of a server that is sent to too fast: the rate is what mends it, not the pause
 LOGIN_TRIAL_SECONDS = 3600.0
 LOGIN_TRIALS_MAX = 5
 
@@ -107,7 +109,7 @@ class Circuit:
         if fault.pause_seconds is not None:
             seconds = fault.pause_seconds
             if fault.passing:
-                top = max(PASSING_MAX_SECONDS, seconds)
+                top = max(SLOWER_MAX_SECONDS if fault.code == TOO_FAST else PASSING_MAX_SECONDS, seconds)
                 seconds = delay_seconds(failures, initial_seconds=seconds, max_seconds=top, chance=chance)
             until = now + seconds
         else:
@@ -132,4 +134,4 @@ class Circuit:
 
     def resumed(self) -> Circuit:
         """By an operator: one message is tried first, at once."""
-        return self if self.pause is None else Circuit(half_open=True, failures=self.failures)
+        return self if self == Circuit() else Circuit(half_open=True, failures=self.failures)

@@ -84,6 +84,11 @@ class Window:
             self._buckets.append((number, count))
         self._counted += count
 
+    def clear(self) -> None:
+        """Nothing was counted; what is held stays."""
+        self._buckets.clear()
+        self._counted = 0
+
     def used(self, now: float) -> int:
         """Counted and held."""
         self._forget(now)
@@ -215,7 +220,9 @@ class Meter:
         self._pace.set(limits.messages_per_second)
 
     def restore(self, now: float, counts: Iterable[tuple[float, int, int]]) -> None:
-        """What was sent before: (seconds ago, messages, recipients)."""
+        """All that was sent until now: (seconds ago, messages, recipients). What is under way stays held."""
+        for window in (*self._messages, self._recipients):
+            window.clear()
         for ago, messages, recipients in sorted(counts, reverse=True):
             self.sent(now - max(ago, 0.0), messages, recipients)
 

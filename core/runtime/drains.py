@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import structlog
@@ -11,7 +11,6 @@ import structlog
 from core.cycle import Report
 from core.domain.clock import Clock
 from core.domain.outcome import Outcome
-from core.domain.routing import QUOTA
 from core.errors import FieldError, InvalidSettings, NotRunning
 from core.runtime.audit import Audit
 from core.runtime.finished import Register, new_id
@@ -76,7 +75,7 @@ class Drains:
         """Claim nothing more; what is in flight finishes."""
         drain = self._register.get(drain_id)
         if drain.ended_at is None:
-            drain.stopping = True
+            self._stop(drain)
             await self._audit.record(actor, "drain.cancel", drain_id)
         return self._view(drain)
 
@@ -84,7 +83,13 @@ class Drains:
         """Open drains end as soon as what is in flight is done, and answer that they were stopped."""
         self._stopped = True
         for drain in self._register.open():
-            drain.stopping = True
+            self._stop(drain)
+
+    def _stop(self, drain: _Drain) -> None:
+        drain.stopping = True
+        for inlet in self._inlets:
+            if inlet.directory.name in drain.reports:
+                inlet.cycle.nudge()  # it may wait for an account
 
     async def ended(self) -> None:
         """Wait for the open ones."""
@@ -171,17 +176,7 @@ async def _remaining(inlet: Inlet) -> int:
 
 
 def _blocked(inlet: Inlet, report: Report) -> tuple[Blocked, ...]:
-    quotas: dict[str, Blocked] = {}  # their times move on while the drain runs
-    rows = []
-    for refusal, count in report.blocked.items():
-        row = Blocked(refusal.reason, refusal.account or None, refusal.until, count)
-        if refusal.reason != QUOTA:
-            rows.append(row)
-        else:
-            before = quotas.get(refusal.account, replace(row, count=0))
-            until = max(filter(None, (before.until, row.until)), default=None)
-            quotas[refusal.account] = replace(row, until=until, count=before.count + count)
-    rows += quotas.values()
+    rows = [Blocked(r.reason, r.account or None, r.until, count) for r, count in report.blocked.items()]
     by_code: dict[str, int] = {}
     for problem in inlet.cycle.problems.values():
         by_code[problem.error.code] = by_code.get(problem.error.code, 0) + 1

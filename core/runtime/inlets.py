@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from core.cycle import Cycle, Deliverer, Report
+from core.cycle import LINGER_SECONDS, Cycle, Deliverer, Report
 from core.delivery import Delivered
 from core.domain.account import Directory
 from core.domain.circuit import Pause, operators_pause
@@ -145,7 +145,7 @@ class Inlets:
 
         async def run() -> None:
             if self.paused(directory.name) is None:
-                self._on_run(inlet.directory, await inlet.cycle.run())
+                self._on_run(inlet.directory, await inlet.cycle.run(linger_seconds=LINGER_SECONDS))
 
         self._scheduler.set(directory, run)
         if directory.schedule is not None and directory.watch:  # what lies there already has no event any more

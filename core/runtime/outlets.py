@@ -23,6 +23,7 @@ from core.domain.routing import (
     DISABLED,
     PAUSED,
     QUOTA,
+    SENDER_NOT_ALLOWED,
     Refusal,
     Route,
     SenderRoutes,
@@ -91,7 +92,8 @@ class Outlets:
         quotas: Quotas | None = None,
     ) -> None:
         self.quotas = quotas or Quotas(clock=clock, on_open=on_open)
-        self.limited = False  # whether limits, or a server, hold any account back
+        self.limited = False  # whether limits, or a server, hold any account back:
+        self._limited: set[str] = set()  # these
         self._clock = clock
         self._chance = chance
         self._make_transport = make_transport
@@ -155,7 +157,11 @@ class Outlets:
 
     def limits(self, directory: Directory) -> bool:
         """Whether limits hold back one that the directory's mail may go through."""
-        return any(self.serves(quota.name, directory) for quota in self.quotas)
+        if not self.limited:
+            return False
+        if not self._limited.isdisjoint(directory.accounts):
+            return True
+        return self._routes is not None and not self._limited.isdisjoint(self._routes.accounts)
 
     def _shares_of(self, directory: Directory) -> Shares | None:
         if directory.strategy is not Strategy.BALANCE:
@@ -190,10 +196,18 @@ class Outlets:
                 return Refusal(name, QUOTA, until)
         return None
 
-    async def waited(self, route: Route) -> bool:
-        """Wait for the account that has room next, in order, if that is soon. False: it isn't, and nothing waits."""
+    async def waited(self, directory: Directory, route: Route) -> bool:
+        """Wait for the account that has room next, in order, if that is soon. False: it isn't, and nothing waits.
+
+        Nor where mail of the directory from other senders has other ways: what waits here, open, would keep it.
+        """
         until = route.quota_until
         if until is None or until - self._clock.now() > PATIENCE_SECONDS:
+            return False
+        asked = {refusal.account for refusal in route.refusals if refusal.reason != SENDER_NOT_ALLOWED}
+        if not asked.issuperset(directory.accounts) or (
+            self._routes is not None and not asked.issuperset(self._routes.accounts)
+        ):
             return False
         name = next(r.account for r in route.refusals if r.reason == QUOTA and r.until == until)
         quota = self._outlets[name].quota
@@ -236,7 +250,29 @@ class Outlets:
 
     def _hold_back(self, outlet: _Outlet, quota: Quota | None) -> None:
         outlet.hold_back(quota)
-        self.limited = any(other.quota is not None for other in self._outlets.values())
+        self._note_limited(outlet.account.name, quota)
+
+    def _note_limited(self, name: str, quota: Quota | None) -> None:
+        if quota is None:
+            self._limited.discard(name)
+        else:
+            self._limited.add(name)
+        self.limited = bool(self._limited)
+
+    def stands(self, passage: Passage) -> bool:
+        """Whether it may still go: its account was not paused, disabled or removed while it waited for its turn."""
+        outlet = self._outlets.get(passage.account.name)
+        if outlet is None or not outlet.account.enabled:
+            return False
+        if outlet.circuit is _CLOSED:
+            return True
+        return passage.trial and outlet.circuit.trial and outlet.transport is passage.transport
+
+    def settled(self, passage: Passage, recipients: int) -> None:
+        """Its transaction is over: so many were sent to, or may have been. For limits that were set meanwhile."""
+        outlet = self._outlets.get(passage.account.name)
+        if recipients and outlet is not None and outlet.quota is not None and outlet.quota is not passage.quota:
+            self.quotas.count(passage.account.name, recipients)
 
     def _slow_down(self, outlet: _Outlet, code: str) -> None:
         transport = outlet.transport
@@ -329,6 +365,8 @@ class Outlets:
         self.refused_senders.forget(account.name)
         self._close(present.transport)
         present.take(account, self._make_transport(account))
+        if present.circuit.trial:
+            present.circuit = present.circuit.end_trial()  # what is on trial tells of the old settings
         self._hold_back(present, self.quotas.set(account))
         pause_now = present.circuit.pause
         if pause_now is not None and pause_now.by is PausedBy.SERVICE:
@@ -341,6 +379,7 @@ class Outlets:
         self.refused_senders.forget(name)
         if outlet is not None:
             self.quotas.remove(name)
+            self._note_limited(name, None)
             if outlet.timer is not None:
                 outlet.timer.cancel()
             self._close(outlet.transport)
@@ -362,9 +401,9 @@ class Outlets:
         return outlet.circuit.pause
 
     def resume(self, name: str) -> None:
-        """By an operator: one message is tried first, at once."""
+        """By an operator: one message is tried first, at once; whatever became of one that is on trial."""
         outlet = self._get(name)
-        if outlet.circuit.pause is not None:
+        if outlet.circuit is not _CLOSED:
             self._change(name, outlet, outlet.circuit.resumed())
             self._on_open(name)
 

@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from core.cycle import Cycle
+from core.cycle import Blocks, Cycle
 from core.delivery import Delivered, Delivery, Limits
 from core.domain.account import Account, Directory, SenderRoute
 from core.domain.circuit import Pause
 from core.domain.clock import Clock
 from core.domain.outcome import Outcome
-from core.domain.routing import Refusal
 from core.runtime.outlets import Outlets
 from core.runtime.queue import shown
 from core.runtime.tokens import Remember, Tokens, forget
@@ -42,7 +41,7 @@ class Processed:
 
     messages: Counter[Outcome] = field(default_factory=Counter)
     recipients: Counter[Outcome] = field(default_factory=Counter)
-    blocked: Counter[Refusal] = field(default_factory=Counter)  # could not go now, and why
+    blocked: Blocks = field(default_factory=Blocks)  # could not go now, and why
     left_alone: dict[str, str] = field(default_factory=dict)  # file name -> why it was not touched
     pauses: dict[str, Pause] = field(default_factory=dict)  # accounts that can't be used, and why
     cut_off: int = 0  # in flight when the grace time was over

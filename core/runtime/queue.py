@@ -248,7 +248,7 @@ class Queue:
     def own_block(self, inlet: Inlet, entry: Entry, block: Block) -> Block:
         """The directory's `block`, or that of the message alone: others' senders may have an account that works."""
         own = inlet.cycle.blocked.get(entry.identity.name) if block[1] is None else None
-        return block if own is None else (own, self._waits_for(own))
+        return block if own is None else (own.refusal, self._waits_for(own.refusal))
 
     def _waits_for(self, refusal: Refusal) -> WaitingFor:
         quota = refusal.reason == QUOTA or self._code_of(refusal.account) in QUOTA_CODES

@@ -18,6 +18,7 @@ import structlog
 from sqlmodel import Session
 
 from core.domain.account import Account
+from core.domain.blame import TOO_FAST
 from core.domain.clock import Clock
 from core.domain.limits import NONE, PATIENCE_SECONDS, FewerConnections, Limits, Meter, Reservation, fewer
 from core.store import usage
@@ -26,8 +27,8 @@ from core.store.usage import Used
 log = structlog.get_logger()
 
 FEWER_CONNECTIONS = "too_many_connections"
-THROTTLED = frozenset({"sending_too_fast", "login_throttled", FEWER_CONNECTIONS})
-"""Rulings of core/domain/blame.py that slow an account down."""
+THROTTLED = frozenset({TOO_FAST, FEWER_CONNECTIONS})
+"""Rulings of core/domain/blame.py that slow an account down. (Too many logins are no matter of messages a second.)"""
 
 _CLOCK_SET_SECONDS = 0.1  # the wall clock was set, if it goes so far apart
 _LATE_SECONDS = 0.001  # timers may be early by a rounding
@@ -275,7 +276,10 @@ class Quotas:
                 quota.look_again()
 
     def _restore(self, quota: Quota) -> None:
-        """Once: by then it counts by itself."""
+        """Once: from then on it counts by itself. What it counted while it was only slowed down is told by `_before`.
+
+        A transaction that ends while limits are set, in the moment before its outcome is recorded, counts nowhere.
+        """
         if self._before is None or quota.restored:
             return
         quota.restored = True

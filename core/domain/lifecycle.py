@@ -15,6 +15,7 @@ old (spool.md, "Age and expiry"). Where mail goes only at scheduled runs, the ne
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -27,6 +28,11 @@ from core.domain.sidecar import Sidecar
 EXPIRY_MIN_ATTEMPTS = 5
 REFUSALS_KEPT = 100  # lines of a dead letter's reason
 DAY_SECONDS = 86_400.0
+
+
+_EXPLAINED = re.compile(
+    r"\S+: (?:(\d{3}) )?((?<=\d{3} )\d\.\d{1,3}\.\d{1,3})? ?(.*) \(\w+\)", re.DOTALL
+)  # by `explain`
 
 
 class Disposition(StrEnum):
@@ -102,6 +108,8 @@ def settle(
     if not open_recipients:
         if not failed:
             return Settlement(Disposition.DELETE, Outcome.SENT)
+        if worst is None or worst.outcome is not Outcome.FAILED:
+            after = _of_first_refusal(after)
         return Settlement(Disposition.BADMAIL, Outcome.FAILED, _counted(after, directory, now), after.reason)
     unknown = any(o.outcome is Outcome.UNKNOWN for o in known.values())
     counted = unknown or any(o.outcome is Outcome.DEFERRED and o.blame is not Blame.ACCOUNT for o in known.values())
@@ -165,6 +173,23 @@ def explain(outcome: RecipientOutcome) -> str:
         if part
     )
     return f"{outcome.recipient}: {said or outcome.outcome.value} ({outcome.phase.value})"
+
+
+def _of_first_refusal(sidecar: Sidecar) -> Sidecar:
+    """It is dead for those who refused it in an earlier attempt, whatever was said of the others last."""
+    if not sidecar.refusals:
+        return sidecar
+    line = sidecar.refusals[0]
+    match = _EXPLAINED.fullmatch(line)
+    code, enhanced_code, text = (match[1], match[2], match[3]) if match else (None, None, line)
+    return replace(
+        sidecar,
+        reason=line,
+        text=text,
+        blame=Blame.RECIPIENT.value,
+        code=int(code) if code else None,
+        enhanced_code=enhanced_code,
+    )
 
 
 def _counted(sidecar: Sidecar, directory: Directory, now: float) -> Sidecar:

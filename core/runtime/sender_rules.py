@@ -14,6 +14,10 @@ def sender_rules(senders: Sequence[str], pointer: str) -> list[FieldError]:
     """Each an address or an @domain, and none twice. `pointer`: of the list. Pure."""
     errors, seen = [], set[str]()
     for position, text in enumerate(senders):
+        if "*" in text and "@" in text:
+            detail = f"holds a '*'; a whole domain is written as {text[text.rindex('@') :]!r}"
+            errors.append(FieldError(f"{pointer}/{position}", "wrong_form", detail))
+            continue
         try:
             entry = sender_entry(text)
         except AddressError as error:

@@ -80,8 +80,12 @@ async def dial(
 
 
 async def _with_secret(target: Target) -> Target:
-    """With the password that lies outside: where that is missing, the server isn't bothered."""
-    if target.secret is None or not login_wanted(target):
+    """With the password that lies outside: where that or any other is missing, the server isn't bothered."""
+    if not login_wanted(target):
+        return target
+    if target.secret is None:
+        if target.token is None and target.password is None:
+            raise ConnectFailed(Phase.AUTH, "password_missing", "there is a user name, but no password is set")
         return target
     try:
         return replace(target, password=await target.secret())

@@ -327,6 +327,7 @@ SENSELESS: list[tuple[str, dict[str, Any], dict[str, str]]] = [
         {f"/senders/{n}": "wrong_form" for n in (1, 2, 3, 4)},
     ),
     ("/accounts/a", {"senders": ["@x.example", "@X.example"]}, {"/senders/1": "twice"}),
+    ("/accounts/a", {"senders": ["*@x.example"]}, {"/senders/0": "wrong_form"}),
     (
         "/accounts/a",
         {"from_address": "own@z.example", "from_policy": "replace", "senders": ["@x.example"]},

@@ -338,3 +338,10 @@ async def test_a_refused_login_is_tried_once_for_all_who_wait(waiters: int) -> N
         assert len(server.logins) == server.accepted == 1
         assert all(isinstance(error, ConnectFailed) and error.code == "login_refused" for error in found)
         assert len({id(error) for error in found}) == waiters, "each has its own, with its own traceback"
+
+
+async def test_a_login_without_a_password_bothers_no_server() -> None:
+    async with SmtpServer(credentials={"u": "p"}) as server:
+        failed = await failure(target(server, auth=AuthMethod.AUTO, username="u", password=None))
+        assert (failed.phase, failed.code) == (Phase.AUTH, "password_missing")
+        assert server.accepted == 0

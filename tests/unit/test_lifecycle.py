@@ -332,3 +332,20 @@ def test_an_outcome_in_one_line(outcome: RecipientOutcome, line: str) -> None:
 )
 def test_the_worst_outcome_of_those_that_wait_is_the_reason(outcomes: tuple[RecipientOutcome, ...], named: str) -> None:
     assert decide(*outcomes).reason.startswith(f"{named}: ")
+
+
+def test_a_mail_that_is_dead_for_one_says_so_though_another_was_taken_last() -> None:
+    first = decide(SENT, NEVER, LATER)
+    assert first.sidecar is not None
+    assert first.sidecar.code == 450, "what it waits for"
+    last = settle(DIRECTORY, first.sidecar, (A, B, C), {C: replace(SENT, recipient=C)}, now=NOW, chance=0.5)
+    assert last.disposition is BADMAIL
+    assert last.sidecar is not None
+    assert (last.sidecar.code, last.sidecar.enhanced_code, last.sidecar.blame) == (550, "5.1.1", "recipient")
+    assert last.reason == last.sidecar.reason == explain(replace(NEVER, recipient=B))
+
+
+def test_outcomes_of_others_make_no_mail_sent() -> None:
+    """Of a log that an older version wrote, which spelled a mailbox otherwise."""
+    given = {B: replace(SENT, recipient=B)}
+    assert settle(DIRECTORY, None, (A,), given, now=NOW, chance=0.5).disposition is not DELETE

@@ -183,7 +183,7 @@ async def test_an_idle_connection_comes_before_the_place_behind_a_dot() -> None:
     async with SmtpServer() as server, pool_to(server, max_connections=2) as pool:
         one, two = await pool.turn(), await pool.turn()
         two.release()
-        server.script.dot = [Late(0.2, "250 2.0.0 taken")]
+        server.script.dot = [Late(1.0, "250 2.0.0 taken")]
         told = Told()
         sending = asyncio.create_task(one.send(told.transaction))
         await until(lambda: told.begun)

@@ -45,6 +45,7 @@ T = TypeVar("T")
 PROBLEMS_KEPT = 1000  # of which the alerts name examples
 RETRY_MAX = 200_000  # names that wait for their time in memory; the others are found by the next scan
 OFFERED_MAX = 100_000  # names that wait for a slot, likewise
+SETTLING_MAX = 192  # messages that are sent and wait for their commit: what a power cut could repeat
 CONTENDED_SECONDS = 1.0  # until a name that somebody else holds is looked at again
 LOST_SECONDS = 30.0  # until a directory that can't be reached is looked for again, whatever its interval
 STORAGE_SECONDS = 15.0  # until a directory without room, or one whose outcomes can't be recorded, is tried again
@@ -266,7 +267,7 @@ class Cycle:
     async def _work_on(self, name: bytes, run: _Run, ended: Callable[[], bool]) -> None:
         """Start the name as soon as there is a slot, or join whoever works on it."""
         block = self._block()
-        if block is None and self._unsettled >= self._look_ahead and name not in self._working:
+        if block is None and self._full and name not in self._working:
             await self._free_slot()
             block = self._block()  # time has passed
         if block is not None:
@@ -274,8 +275,12 @@ class Cycle:
         elif not ended():
             run.follow(name, self._working.get(name) or self._start(name, event_seen=False))
 
+    @property
+    def _full(self) -> bool:
+        return self._unsettled >= self._look_ahead or len(self._working) >= self._look_ahead + SETTLING_MAX
+
     async def _free_slot(self) -> None:
-        while self._unsettled >= self._look_ahead:
+        while self._full:
             self._slot_freed.clear()
             await self._slot_freed.wait()
 
@@ -305,7 +310,7 @@ class Cycle:
             return
         if not self._matches(name) or self._block() is not None:
             return  # a resume or the next run finds it
-        if self._unsettled < self._look_ahead:
+        if not self._full:
             self._start(name, event_seen=event_seen)
         elif len(self._offered) < OFFERED_MAX:  # else the next run finds it
             self._offered.setdefault(name, event_seen)
@@ -318,7 +323,7 @@ class Cycle:
 
     def _start_offered(self) -> None:
         """A slot is free: the next name that was offered, first come, first served."""
-        while self._offered and self._unsettled < self._look_ahead:
+        while self._offered and not self._full:
             name = next(iter(self._offered))
             event_seen = self._offered.pop(name)
             if not self._stopping and name not in self._working and self._block() is None:
@@ -356,6 +361,8 @@ class Cycle:
         finally:
             del self._working[name]
             settling()
+            self._slot_freed.set()
+            self._start_offered()
             if name in self._came:
                 self._came.discard(name)
                 self.offer(name)
@@ -515,10 +522,10 @@ class Cycle:
         _, pending = await asyncio.wait(list(self._working.values()), timeout=timeout_seconds)
         return not pending
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of the directory."""
         self._open.leave()
-        self.spool.close()
+        await asyncio.to_thread(self.spool.close)
 
 
 async def _threaded(items: Iterator[T], batch: int) -> AsyncIterator[T]:

@@ -116,10 +116,7 @@ class SmtpTransport:
 
     async def turn(self) -> SmtpTurn:
         """Wait for a connection. Raises AccountUnavailable."""
-        try:
-            return SmtpTurn(self, await self._pool.turn())
-        except ConnectFailed as error:
-            raise AccountUnavailable(fault_of(self.account.name, error)) from error
+        return SmtpTurn(self, await self.pool_turn())
 
     async def pool_turn(self) -> PoolTurn:
         """The pool's turn, foreign errors mapped."""

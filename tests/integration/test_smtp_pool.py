@@ -218,6 +218,7 @@ async def test_if_only_a_further_connection_fails_the_others_serve() -> None:
         server.scripts = {n: Script(banner=Close("421 4.3.2 too many connections")) for n in range(1, 50)}
         results = await asyncio.gather(*(send(pool) for _ in range(20)))
         assert all(result.final_reply and result.failure is None for result in results)
+        await until(lambda: pool.last_failure is not None)
         assert server.accepted == 2, "tried once, and then not for a while"
         assert pool.last_failure is not None
         assert pool.last_failure.code == "banner_refused"

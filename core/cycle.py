@@ -46,6 +46,7 @@ T = TypeVar("T")
 PROBLEMS_KEPT = 1000  # of which the alerts name examples
 RETRY_MAX = 200_000  # names that wait for their time in memory; the others are found by the next scan
 OFFERED_MAX = 100_000  # names that wait for a slot, likewise
+SETTLING_MAX = 192  # messages that are sent and wait for their commit: what a power cut could repeat
 CONTENDED_SECONDS = 1.0  # until a name that somebody else holds is looked at again
 LOST_SECONDS = 30.0  # until a directory that can't be reached is looked for again, whatever its interval
 ROUNDING_SECONDS = 0.002  # by which a timer may be early
@@ -349,7 +350,7 @@ class Cycle:
         while names and not ended():
             name, sender = names[0]
             block = self._block(sender)
-            if block is None and name not in self._working and self._unsettled >= self._look_ahead:
+            if block is None and name not in self._working and self._full:
                 await self._free_slot()
                 block = self._block(sender)
             if block is not None:
@@ -371,7 +372,7 @@ class Cycle:
         block = self._block()
         if block is None and name in self.blocked and name not in self._working and self._still_waits(name, run):
             return
-        if block is None and self._unsettled >= self._look_ahead and name not in self._working:
+        if block is None and self._full and name not in self._working:
             await self._free_slot()
             block = self._block()  # time has passed
         while block is not None and block.reason == QUOTA and not ended() and await self._soon(block):
@@ -413,8 +414,12 @@ class Cycle:
         """An account may be used again; or the run that waits for it is to end."""
         self._nudged.set()
 
+    @property
+    def _full(self) -> bool:
+        return self._unsettled >= self._look_ahead or len(self._working) >= self._look_ahead + SETTLING_MAX
+
     async def _free_slot(self) -> None:
-        while self._unsettled >= self._look_ahead:
+        while self._full:
             self._slot_freed.clear()
             await self._slot_freed.wait()
 
@@ -444,7 +449,7 @@ class Cycle:
             return
         if not self._matches(name) or self._block() is not None:
             return  # a resume or the next run finds it
-        if self._unsettled < self._look_ahead:
+        if not self._full:
             self._start(name, event_seen=event_seen)
         elif len(self._offered) < OFFERED_MAX:  # else the next run finds it
             self._offered.setdefault(name, event_seen)
@@ -457,7 +462,7 @@ class Cycle:
 
     def _start_offered(self) -> None:
         """A slot is free: the next name that was offered, first come, first served."""
-        while self._offered and self._unsettled < self._look_ahead:
+        while self._offered and not self._full:
             name = next(iter(self._offered))
             event_seen = self._offered.pop(name)
             if not self._stopping and name not in self._working and self._block() is None:
@@ -496,6 +501,8 @@ class Cycle:
             del self._working[name]
             self.blocked.pop(name, None)
             settling()
+            self._slot_freed.set()
+            self._start_offered()
             if name in self._came:
                 self._came.discard(name)
                 self.offer(name)
@@ -660,10 +667,10 @@ class Cycle:
         _, pending = await asyncio.wait(list(self._working.values()), timeout=timeout_seconds)
         return not pending
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let go of the directory."""
         self._open.leave()
-        self.spool.close()
+        await asyncio.to_thread(self.spool.close)
 
 
 async def _threaded(items: Iterator[T], batch: int) -> AsyncIterator[T]:

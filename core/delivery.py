@@ -552,7 +552,7 @@ class Delivery:
         )
         settlement = self._keep_added(work, settlement)
         local: tuple[RecipientOutcome, ...] = ()
-        if settlement is not ALL_SENT:  # else the attempts tell it all
+        if settlement is not ALL_SENT or sum(len(a.outcomes) for a in work.attempts) < len(work.outcomes):
             local = _decided_here(work, settlement)
         was, kept = work.sidecar, settlement.sidecar
         before = was.attempts if was else 0
@@ -577,6 +577,7 @@ class Delivery:
             disposer=work.spool,
         )
         work.settled = True
+        work.prepared.let_go()
         return await self._commit(work, settlement, entry, now)
 
     async def _commit(self, work: _Work, settlement: Settlement, entry: Entry, now: float) -> Delivered:

@@ -16,6 +16,7 @@ class OpenMessages:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._shares: list[Share] = []
+        self._held = 0  # by all of them
         self._own = 0  # what each directory has for itself
         self._common = limit  # what is left for all
         self._common_used = 0
@@ -41,18 +42,22 @@ class OpenMessages:
             pass
 
     def _take(self, share: Share) -> bool:
+        if self._held >= self._limit:  # a directory that joined made the parts of the others smaller
+            return False
         if share.held >= self._own:
             if self._common_used >= self._common:
                 return False
             self._common_used += 1
         share.held += 1
+        self._held += 1
         return True
 
     def _give_back(self, share: Share) -> None:
-        if share.held > self._own and share in self._shares:
-            self._common_used -= 1
+        common = share.held > self._own
+        self._common_used -= common
         share.held -= 1
-        self._wake(share)
+        self._held -= 1
+        self._wake(None if common else share)  # what is common goes round
 
     def _wake(self, first: Share | None) -> bool:
         """One that waits for what is free now: of the directory that gave it back, else of the others in turn."""
@@ -92,13 +97,15 @@ class Share:
     def release(self) -> None:
         """One message less."""
         self._room._give_back(self)
-        if self._left and not self.held:
-            self._room._leave(self)
+        self._leave_if_done()
 
     def leave(self) -> None:
-        """The directory is gone once what it holds is given back."""
+        """The directory is gone once what it holds is given back, and nobody of it waits."""
         self._left = True
-        if not self.held:
+        self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        if self._left and not self.held and not any(not waiter.done() for waiter in self._waiting):
             self._room._leave(self)
 
     def wake_one(self) -> bool:

@@ -143,7 +143,8 @@ Senders = Annotated[
     ),
 ]
 PerSecond = Annotated[
-    float, Field(gt=0, le=100_000, description="Most messages a second. Default null: no limit of ours.")
+    float,
+    Field(ge=0.001, le=100_000, description="Most messages a second, 0.001 or more. Default null: no limit of ours."),
 ]
 PerMinute = Annotated[int, Field(ge=1, le=10_000_000, description="Most messages in any minute. Default null.")]
 PerHour = Annotated[int, Field(ge=1, le=100_000_000, description="Most messages in any hour. Default null.")]

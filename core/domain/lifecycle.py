@@ -79,7 +79,7 @@ def settle(
 
     `chance` (0..1) is the jitter. A recipient without an outcome was not tried.
     """
-    if before is None and len(outcomes) == len(recipients) and all(o.outcome is _SENT for o in outcomes.values()):
+    if before is None and recipients and all((o := outcomes.get(r)) and o.outcome is _SENT for r in recipients):
         return ALL_SENT
     was = before or Sidecar()
     known = {r: o for r, o in outcomes.items() if r not in was.accepted}

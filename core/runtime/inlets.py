@@ -298,10 +298,10 @@ class Inlets:
             for timer in (inlet.timer, self._relay_timer):
                 if timer is not None:
                     timer.cancel()
-            await asyncio.to_thread(inlet.cycle.close)
+            await inlet.cycle.close()
         for task, cycle in list(self._retired.items()):
             task.cancel()
-            await asyncio.to_thread(cycle.close)
+            await cycle.close()
         await asyncio.gather(*self._retired, return_exceptions=True)
 
 
@@ -312,4 +312,4 @@ def _by_itself(directory: Directory) -> bool:
 
 async def _close_when_drained(cycle: Cycle) -> None:
     await cycle.drained(timeout_seconds=3600)
-    await asyncio.to_thread(cycle.close)
+    await cycle.close()

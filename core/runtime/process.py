@@ -134,7 +134,7 @@ async def process(
         paused = {name: outlets.pause_of(name) for name in outlets.names}
         await outlets.close()
         await tokens.close()
-        await asyncio.to_thread(cycle.close)
+        await cycle.close()
     result.stopped = stop.is_set()
     result.pauses = {name: pause for name, pause in paused.items() if pause is not None}
     result.left_alone = {shown(name): problem.error.detail for name, problem in cycle.problems.items()}

@@ -11,7 +11,9 @@ import heapq
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
+import structlog
 from sqlmodel import Session
 
 from core.delivery import block_of
@@ -41,12 +43,14 @@ from core.runtime.views import (
     WaitingFor,
 )
 from core.spool.body import prepare
-from core.spool.directory import Counts, Entry
+from core.spool.directory import Counts, DirectorySpool, Entry
 from core.store import entry as ledger
 from core.store import history
 from core.store.store import Store
 
 CHUNK_BYTES = 1 << 18
+log = structlog.get_logger()
+
 COUNTS_STAT_LIMIT = 10_000  # messages up to which sizes and ages are looked at
 COUNTS_WAIT_SECONDS = 0.05  # a count that takes longer is not waited for where there is an earlier one
 COUNTS_AGE_FACTOR = 10.0  # counts may be this many times as old as they took
@@ -95,8 +99,8 @@ class Queue:
     audit: Audit
     clock: Clock
     max_header_bytes: int
-    _counted: dict[str, _Counted] = field(default_factory=dict)
-    _counting: dict[str, asyncio.Task[_Counted]] = field(default_factory=dict)
+    _counted: WeakKeyDictionary[DirectorySpool, _Counted] = field(default_factory=WeakKeyDictionary)
+    _counting: WeakKeyDictionary[DirectorySpool, asyncio.Task[_Counted]] = field(default_factory=WeakKeyDictionary)
 
     # --- counts ---
 
@@ -135,33 +139,38 @@ class Queue:
 
     async def count(self, inlet: Inlet) -> _Counted:
         """Counts that are new enough; zeros where the directory can't be reached (an alert says so)."""
-        name, began = inlet.directory.name, self.clock.monotonic()
-        known = self._counted.get(name)
+        spool, began = inlet.spool, self.clock.monotonic()
+        known = self._counted.get(spool)
         if known is not None and began - known.monotonic < COUNTS_AGE_FACTOR * known.took:
             return known
         if known is None or known.took < COUNTS_WAIT_SECONDS:
-            return await self._count(inlet, known)
+            return await self._count(spool, known)
         # a large directory: those who ask wait a little for the count that all of them share, else have the one before
-        counting = self._counting.get(name)
+        counting = self._counting.get(spool)
         if counting is None:
-            counting = self._counting[name] = asyncio.get_running_loop().create_task(self._count(inlet, known))
-            counting.add_done_callback(lambda _: self._counting.pop(name, None))
+            counting = self._counting[spool] = asyncio.get_running_loop().create_task(self._count(spool, known))
+            counting.add_done_callback(lambda task: self._count_ended(spool, task))
         await asyncio.wait([counting], timeout=COUNTS_WAIT_SECONDS)
         return counting.result() if counting.done() else known
 
-    async def _count(self, inlet: Inlet, known: _Counted | None) -> _Counted:
+    def _count_ended(self, spool: DirectorySpool, task: asyncio.Task[_Counted]) -> None:
+        self._counting.pop(spool, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("counting failed", path=spool.settings.path, exc_info=error, remedy="report this as a fault")
+
+    async def _count(self, spool: DirectorySpool, known: _Counted | None) -> _Counted:
         began = self.clock.monotonic()
 
         def count() -> Counts:
-            inlet.spool.open()
-            return inlet.spool.counts(stat_limit=COUNTS_STAT_LIMIT)
+            spool.open()
+            return spool.counts(stat_limit=COUNTS_STAT_LIMIT)
 
         try:
             counts = await asyncio.to_thread(count)
         except DirectoryUnavailable:
             counts = known.counts if known is not None else Counts()
         end = self.clock.monotonic()
-        counted = self._counted[inlet.directory.name] = _Counted(counts, self.clock.now(), end, end - began)
+        counted = self._counted[spool] = _Counted(counts, self.clock.now(), end, end - began)
         return counted
 
     # --- lists ---

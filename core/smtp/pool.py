@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Coroutine
+from typing import Any
 
 from core.domain.account import Security
 from core.domain.reply import Phase
@@ -39,7 +40,7 @@ class PoolTurn:
         self.server = connection.server  # host:port
         self.tls = connection.tls  # "TLSv1.3 TLS_AES_256_GCM_SHA384"; None: plain
 
-    def send(self, transaction: Transaction) -> Awaitable[TransactionResult]:
+    def send(self, transaction: Transaction) -> Coroutine[Any, Any, TransactionResult]:
         """Send one message. Raises ValueError (nothing was sent), and what body.chunks() or on_begin raised."""
         if self._over:
             raise RuntimeError("this turn is over")

@@ -191,6 +191,10 @@ class Prepared:
     _source: BodySource
     _dropped: tuple[str, ...]
 
+    def let_go(self) -> None:
+        """The body is not needed any more: hundreds of mails may wait for their commit."""
+        self._source.held = None
+
     @property
     def has_date(self) -> bool:
         """The writer gave a Date; else one is added."""

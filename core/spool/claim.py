@@ -311,7 +311,7 @@ def take_lock(place: Place, fd: int, base: bytes) -> int:
 def close_both(place: Place, fd: int, lock_fd: int, base: bytes) -> None:
     """Close a message and its lock file."""
     _close_lock(place, lock_fd, base)
-    kernel.close(fd)
+    os.close(fd)
 
 
 def _close_lock(place: Place, lock_fd: int, base: bytes) -> None:

@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -110,31 +110,6 @@ def listing(dir_fd: int) -> Generator[bytes, None, None]:
                 yield os.fsencode(entry.name)
     finally:
         os.close(fd)
-
-
-@cache
-def _close() -> Callable[[int], int] | None:
-    try:
-        function = ctypes.PyDLL(None, use_errno=True).close
-    except (AttributeError, OSError, TypeError):  # another platform
-        return None
-    function.argtypes = (ctypes.c_int,)
-    function.restype = ctypes.c_int
-    return function
-
-
-def close(fd: int) -> None:
-    """Close a descriptor that was only read from: nothing can fail, and nothing waits for a disk.
-
-    Hundreds are closed in a row after a commit, in the ledger's thread. os.close lets go of the interpreter each time,
-    and the event loop, which takes it, is waited for each time: two wake-ups for each of them.
-    """
-    function = _close()
-    if function is None:
-        os.close(fd)
-    elif function(fd) != 0 and ctypes.get_errno() != errno.EINTR:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 def lock(fd: int) -> bool:

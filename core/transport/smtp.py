@@ -50,6 +50,7 @@ _REMEDIES = {
     "starttls_refused": "The server refuses STARTTLS: use its TLS port with security tls.",
     "starttls_injection": "Something between here and the server tampers with the connection. Use security tls.",
     "login_not_offered": "The server offers no login that the account's auth allows: check port, security and auth.",
+    "password_missing": "Set the account's password, password_from or oauth; or auth none, if none is needed.",
     "plaintext_login_refused": "Use security starttls or tls; or set allow_plaintext_login if the way is safe.",
     "token_failed": "Check the account's OAuth settings; no access token could be had.",
     "secret_missing": "Provide what password_from names: mount the file or credential, or set the variable and "
@@ -59,7 +60,7 @@ MAX_WORDS = 500  # characters of a server's words in a sentence of ours
 SECRET_SECONDS = 30.0  # between looks for a secret that is not there
 REUSED_DEAD_MAX = 3  # so often a message moves on at once from a kept connection that was dead
 # what nobody mends by waiting, although it is not the login's fault
-_CONFIGURATION = frozenset({"login_not_offered", "plaintext_login_refused"})
+_CONFIGURATION = frozenset({"login_not_offered", "plaintext_login_refused", "password_missing"})
 
 
 @dataclass(slots=True)  # not frozen, which takes four times as long: one is made for each message
@@ -157,10 +158,7 @@ class SmtpTransport:
 
     async def turn(self) -> SmtpTurn:
         """Wait for a connection. Raises AccountUnavailable."""
-        try:
-            return SmtpTurn(self, await self._pool.turn())
-        except ConnectFailed as error:
-            raise AccountUnavailable(fault_of(self.account, error, self.own_rules)) from error
+        return SmtpTurn(self, await self.pool_turn())
 
     async def pool_turn(self) -> PoolTurn:
         """The pool's turn, foreign errors mapped."""

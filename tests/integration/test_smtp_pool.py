@@ -183,7 +183,7 @@ async def test_an_idle_connection_comes_before_the_place_behind_a_dot() -> None:
     async with SmtpServer() as server, pool_to(server, max_connections=2) as pool:
         one, two = await pool.turn(), await pool.turn()
         two.release()
-        server.script.dot = [Late(0.2, "250 2.0.0 taken")]
+        server.script.dot = [Late(1.0, "250 2.0.0 taken")]
         told = Told()
         sending = asyncio.create_task(one.send(told.transaction))
         await until(lambda: told.begun)
@@ -238,6 +238,7 @@ async def test_if_only_a_further_connection_fails_the_others_serve() -> None:
         server.scripts = {n: Script(banner=Close("421 4.3.2 too many connections")) for n in range(1, 50)}
         results = await asyncio.gather(*(send(pool) for _ in range(20)))
         assert all(result.final_reply and result.failure is None for result in results)
+        await until(lambda: pool.last_failure is not None)
         assert server.accepted == 2, "tried once, and then not for a while"
         assert pool.last_failure is not None
         assert pool.last_failure.code == "banner_refused"

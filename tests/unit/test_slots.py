@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from core.slots import OpenMessages, Share
 
 
@@ -41,23 +43,41 @@ async def test_those_that_never_give_back_leave_the_others_their_part() -> None:
         task.cancel()
 
 
-async def test_what_was_common_goes_round() -> None:
+async def _served(room: OpenMessages, shares: list[Share], turns: int) -> list[int]:
+    """How often each had room, where everybody always wants more and gives back at once."""
+    served = [0] * len(shares)
+
+    async def want(number: int) -> None:
+        while sum(served) < turns:
+            await shares[number].acquire()
+            served[number] += 1
+            await asyncio.sleep(0)
+            shares[number].release()
+
+    await asyncio.gather(*(want(number) for number in range(len(shares)) for _ in range(20)))
+    return served
+
+
+@pytest.mark.parametrize(("limit", "directories"), [(8, 3), (8, 5), (4, 9)])
+async def test_what_is_common_goes_round(limit: int, directories: int) -> None:
+    room = OpenMessages(limit)
+    shares = [room.join() for _ in range(directories)]
+    served = await _served(room, shares, turns=900)
+    assert min(served) > 900 // directories // 2, served
+    assert [share.held for share in shares] == [0] * directories
+
+
+async def test_a_directory_that_joins_a_full_room_does_not_make_it_larger() -> None:
     room = OpenMessages(8)
-    shares = [room.join() for _ in range(3)]
-    for share in shares:
-        for _ in range(8):
-            _ask(share)
-    await _settled()
-    assert sum(share.held for share in shares) == 8
-    order: list[int] = []
-    held = [share.held for share in shares]
-    taker = max(range(3), key=held.__getitem__)
-    for _ in range(6):
-        shares[taker].release()
-        await _settled()
-        now = [share.held for share in shares]
-        order.append(sum(now))
-    assert order == [8] * 6, "what is given back is taken at once while anybody waits"
+    first = room.join()
+    for _ in range(8):
+        await first.acquire()
+    second = room.join()
+    late = _ask(second)
+    assert await _settled(late) == [False]
+    first.release()
+    assert await _settled(late) == [True]
+    assert first.held + second.held == 8
 
 
 async def test_a_directory_that_leaves_gives_its_part_to_the_others_once_it_holds_nothing() -> None:

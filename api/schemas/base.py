@@ -36,7 +36,12 @@ class Out(BaseModel):
 
 def show_time(seconds: float) -> str:
     """RFC 3339, UTC, milliseconds: 2026-03-01T02:03:04.567Z."""
-    return datetime.fromtimestamp(min(max(seconds, 0.0), MAX_TIME), UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    return (
+        datetime.fromtimestamp(min(max(seconds, 0.0), MAX_TIME), UTC)
+        .isoformat(timespec="milliseconds")
+        .removesuffix("+00:00")
+        + "Z"
+    )
 
 
 def read_time(text: object) -> float:

@@ -129,6 +129,7 @@ class Pace:
 
     def __init__(self, rate: float | None = None) -> None:
         self._next = -math.inf
+        self.spacing = 0.0
         self.set(rate)
 
     def set(self, rate: float | None) -> None:
@@ -136,7 +137,8 @@ class Pace:
         self.rate = rate
         spacing = 0.0 if rate is None else 1 / rate
         self._slack = _COARSE_SECONDS if 0 < spacing < _COARSE_SECONDS else 0.0
-        self.spacing = spacing * (1 + self._slack + _SHIFTED_SECONDS)
+        before, self.spacing = self.spacing, spacing * (1 + self._slack + _SHIFTED_SECONDS)
+        self._next += self.spacing - before  # so long after the last one, not as long as the old rate wanted
 
     def at(self, now: float) -> float:
         """When the next message may go: `now`, or later."""

@@ -72,6 +72,8 @@ def errors_of(rules: Sequence[ReplyRule]) -> Iterator[FieldError]:
             except _Unfit as error:
                 yield FieldError(f"{where}/{name}", "wrong_form", str(error))
                 continue
+            if name == "code" and not any(re.fullmatch(pattern, str(code)) for code in range(400, 600)):
+                yield FieldError(f"{where}/{name}", "wrong_form", "fits no code from 400 to 599, as 550 or 4.. would")
             if steps <= MAX_STEPS < steps + own:  # the first that is too much, and not all behind it
                 yield FieldError(f"{where}/{name}", "too_slow", _TOGETHER)
             steps += own

@@ -42,6 +42,19 @@ from core.transport.base import Transport
 log = structlog.get_logger()
 
 _CLOSED = Circuit()
+# whose edits make no login work that was refused, and no server answer: each would cost one more refused login
+_CURE_NOTHING = (
+    "idle_timeout_seconds",
+    "messages_per_connection",
+    "recipients_per_message",
+    "senders",
+    "preset",
+    "messages_per_second",
+    "messages_per_minute",
+    "messages_per_hour",
+    "messages_per_day",
+    "recipients_per_day",
+)
 _FAILOVER = Strategy.FAILOVER
 
 
@@ -363,13 +376,15 @@ class Outlets:
         if present.account == account:
             return
         self.refused_senders.forget(account.name)
+        same = {name: getattr(present.account, name) for name in _CURE_NOTHING}
+        may_cure = replace(account, **same) != present.account
         self._close(present.transport)
         present.take(account, self._make_transport(account))
         if present.circuit.trial:
             present.circuit = present.circuit.end_trial()  # what is on trial tells of the old settings
         self._hold_back(present, self.quotas.set(account))
         pause_now = present.circuit.pause
-        if pause_now is not None and pause_now.by is PausedBy.SERVICE:
+        if may_cure and pause_now is not None and pause_now.by is PausedBy.SERVICE:
             self._change(account.name, present, present.circuit.resumed())  # edited: it may work now
         self._on_open(account.name)
 

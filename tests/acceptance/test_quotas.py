@@ -353,12 +353,12 @@ async def test_a_drain_that_is_stopped_does_not_wait_for_its_accounts(tmp_path: 
             await pass_time(bench, clock, MINUTE - 8)
             nudged = bench.relay.inlets.get("pickup").cycle._nudged
             nudged.set()
-            drain = (await bench.http.post("/drains", json={})).json()
+            drain = (await bench.http.post("/drain", params={"wait": False}, json={})).json()
             await until(lambda: not nudged.is_set(), "it waits for room")
             began = asyncio.get_running_loop().time()
             await bench.http.delete(f"/drains/{drain['id']}")
-            answer = await bench.http.get(f"/drains/{drain['id']}", params={"wait": 10})
-            assert answer.json()["state"] == "stopped"
+            view = await bench.relay.drains.wait(drain["id"], 10)
+            assert view.state == "stopped"
             assert asyncio.get_running_loop().time() - began < 5, "of the 8 and more that there is no room yet"
             assert len(server.counts) == 1
 

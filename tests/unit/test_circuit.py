@@ -44,6 +44,7 @@ def pauses(fault: AccountFault, times: int, chance: float = 0.5) -> list[float]:
         (PASSING, 0.0, [54, 108, 216, 432, 864, 1728, 3240, 3240]),
         (PASSING, 1.0, [66, 132, 264, 528, 1056, 2112, 3600, 3600]),
         (replace(PASSING, pause_seconds=10), 0.5, [10, 20, 40, 80, 160, 320, 640, 1280]),
+        (replace(PASSING, code="sending_too_fast", pause_seconds=10), 0.5, [10, 20, 40, 60, 60, 60, 60, 60]),
         (replace(PASSING, pause_seconds=7200), 0.5, [7200, 7200, 7200, 7200, 7200, 7200, 7200, 7200]),
         (QUOTA, 0.0, [HOUR] * 8),  # tried hourly
         (replace(QUOTA, pause_seconds=900), 1.0, [900] * 8),
@@ -179,6 +180,11 @@ def test_resuming_forgets_the_trials_but_not_the_faults_in_a_row() -> None:
     assert fail_on_trial(circuit, PASSING, T + 1).opens_at == T + 1 + 2 * MINUTE
     exhausted = Circuit(Pause(PausedBy.SERVICE, "login_refused", "no", T, trials=LOGIN_TRIALS_MAX + 1))
     assert fail_on_trial(exhausted.resumed(), REFUSED, T).opens_at == T + HOUR
+
+
+def test_resuming_lets_another_try_whatever_became_of_the_one_on_trial() -> None:
+    on_trial = Circuit().failed(REFUSED, now=T, chance=0.5).resumed().begin_trial()
+    assert on_trial.resumed().blocked(T) is None
 
 
 def test_resuming_what_is_not_paused_changes_nothing() -> None:

@@ -52,7 +52,7 @@ def test_an_account_without_limits_has_none() -> None:
 
 
 @pytest.mark.parametrize(("span", "buckets"), [(MINUTE, 60), (HOUR, 60), (DAY, 288)])
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(
     limit=st.integers(1, 20),
     steps=st.lists(st.tuples(st.floats(0, 2), st.integers(1, 4)), min_size=1, max_size=120),
@@ -335,3 +335,13 @@ def test_one_connection_fewer_comes_back_after_a_while() -> None:
     assert fewer(in_use=0, allowed=3, now=NOW).most == 2
     assert fewer(in_use=1, allowed=5, now=NOW).most == 1
     assert FewerConnections(1, NOW).at(NOW + 25 * MINUTE, 5) == 3
+
+
+def test_another_rate_counts_from_the_last_message_not_from_where_the_old_one_put_the_next() -> None:
+    pace = Pace(0.001)
+    pace.take(NOW)
+    assert pace.at(NOW) > NOW + 900
+    pace.set(10)
+    assert NOW < pace.at(NOW) < NOW + 0.2
+    pace.set(0.5)
+    assert NOW + 1.9 < pace.at(NOW) < NOW + 2.2

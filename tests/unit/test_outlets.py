@@ -459,10 +459,66 @@ async def test_an_edit_lifts_the_services_pause_and_tries_one_message(bench: Ben
     assert bench.may_send() == "spare"
 
 
+@pytest.mark.parametrize("edit", [{"idle_timeout_seconds": 9}, {"messages_per_day": 9}, {"senders": ("a@b.example",)}])
+async def test_an_edit_that_cures_no_login_makes_none(bench: Bench, edit: dict[str, Any]) -> None:
+    bench.failed(REFUSED)
+    bench.outlets.set(replace(OUT, **edit))
+    assert bench.outlets.pause_of("out") is not None
+    assert bench.outlets.account("out") == replace(OUT, **edit)
+
+
 async def test_an_edit_leaves_an_operators_pause(bench: Bench) -> None:
     pause = bench.outlets.pause("out", "maintenance", None)
     bench.outlets.set(replace(OUT, password="new"))
     assert bench.outlets.pause_of("out") == pause
+
+
+async def test_an_edit_during_a_trial_is_followed_by_another_trial(bench: Bench) -> None:
+    bench.failed(REFUSED)
+    bench.outlets.resume("out")
+    bench.begin("out")
+    bench.outlets.set(replace(OUT, password="new"))
+    assert bench.may_send() == "out"
+    bench.ended("out")  # that of the old settings, which tells nothing
+    assert bench.may_send() == "out"
+    bench.on_trial(lambda: bench.worked("out"))
+    bench.begin("out")
+    assert bench.may_send() == "out"  # all together
+
+
+async def test_resuming_during_a_trial_lets_another_message_try(bench: Bench) -> None:
+    bench.outlets.pause("out", "maintenance", None)
+    bench.outlets.resume("out")
+    bench.begin("out")
+    bench.woken.clear()
+    assert bench.may_send() == "spare"
+    bench.outlets.resume("out")
+    assert (bench.may_send(), bench.woken) == ("out", ["out"])
+
+
+async def test_what_waits_for_its_turn_stands_until_something_comes_in_the_way(bench: Bench) -> None:
+    stands = bench.outlets.stands
+    passage = bench.outlets.begin("out")
+    assert stands(passage)
+    bench.failed(PASSING)
+    assert not stands(passage)
+    bench.elapse(MINUTE + 1)
+    assert not stands(passage), "first the one on trial"
+    trial = bench.outlets.begin("out")
+    assert (stands(trial), stands(passage)) == (True, False)
+    bench.outlets.pause("out", "maintenance", None)
+    assert not stands(trial)
+    bench.outlets.resume("out")
+    again = bench.outlets.begin("out")
+    bench.outlets.set(replace(OUT, password="new"))
+    newest = bench.outlets.begin("out")
+    assert (stands(again), stands(newest)) == (False, True)
+    bench.outlets.worked(newest)
+    assert stands(again)
+    bench.outlets.set(replace(OUT, enabled=False))
+    assert not stands(again)
+    bench.outlets.remove("out")
+    assert not stands(again)
 
 
 async def test_a_stored_pause_holds_after_a_restart(bench: Bench) -> None:
@@ -540,6 +596,55 @@ async def test_an_account_out_of_quota_gives_way_and_comes_back(bench: Bench) ->
     bench.outlets.set(OUT)
     assert bench.outlets.begin("out").quota is None
     assert not bench.outlets.limited
+
+
+async def test_limits_that_are_set_while_a_message_is_under_way_count_it(bench: Bench) -> None:
+    without = bench.outlets.begin("out")
+    bench.outlets.set(replace(OUT, messages_per_day=10))
+    within = bench.outlets.begin("out")
+    quota = within.quota
+    assert quota is not None
+    room = quota.reserve(1)
+    quota.settle(room, 1)
+    for passage, recipients in ((without, 3), (within, 1), (without, 0)):
+        bench.outlets.settled(passage, recipients)
+    assert quota.used() == (2, 2, 4)
+
+
+async def test_limits_matter_to_the_directories_that_send_through_the_account(bench: Bench) -> None:
+    other = Directory("other", "/other", ("spare",))
+    assert not bench.outlets.limits(DIRECTORY)
+    bench.outlets.set(replace(OUT, messages_per_day=10))
+    assert [bench.outlets.limits(directory) for directory in (DIRECTORY, other)] == [True, False]
+    bench.outlets.set_sender_routes([SenderRoute(("@c.example",), ("out",))])
+    assert bench.outlets.limits(other)
+    bench.outlets.remove("out")
+    assert (bench.outlets.limited, bench.outlets.limits(other)) == (False, False)
+
+
+async def test_nobody_waits_open_where_mail_of_others_has_another_way(bench: Bench) -> None:
+    bench.set(replace(OUT, messages_per_minute=1, senders=("@a.example",)))
+    passage = bench.outlets.begin("out")
+    assert passage.quota is not None
+    passage.quota.settle(passage.quota.reserve(1), 1)
+    bench.elapse(MINUTE - 5)
+
+    async def waits(directory: Directory) -> bool:
+        task = asyncio.ensure_future(
+            bench.outlets.waited(directory, bench.outlets.route(directory, NOBODY, "jo@a.example"))
+        )
+        for _ in range(3):
+            await asyncio.sleep(0)
+        waiting = not task.done()
+        task.cancel()
+        return waiting
+
+    alone = Directory("one", "/one", ("out",))
+    assert await waits(alone)
+    bench.outlets.set(replace(SPARE, senders=("@b.example",)))
+    assert not await waits(DIRECTORY)
+    bench.outlets.set_sender_routes([SenderRoute(("@c.example",), ("spare",))])
+    assert not await waits(alone)
 
 
 async def test_what_is_told_is_the_quota_only_where_it_is_what_comes_next(bench: Bench) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from core.domain.account import Account
 from core.domain.limits import PATIENCE_SECONDS
-from core.runtime.quotas import Quota, Quotas
+from core.runtime.quotas import THROTTLED, Quota, Quotas
 from core.store.usage import Used
 from tests.support.clock import ManualClock
 
@@ -187,6 +187,22 @@ async def test_what_was_sent_before_the_start_counts_once(bench: Bench) -> None:
     until = quota.refused_until()
     assert until is not None
     assert now + DAY - 7200 <= until <= now + DAY - 7200 + 300
+
+
+async def test_what_a_slowed_account_sent_counts_once_when_it_gets_limits(bench: Bench) -> None:
+    slowed = bench.quotas.throttled(Account("out", "h"), "sending_too_fast", reached=10.0, connections=1)
+    bench.send(slowed, 3, recipients=2)
+    under_way = slowed.reserve(5)
+    bench.quotas.restore({"out": [Used(bench.clock.now(), 4, 7)]})  # the three, and one before
+    quota = bench.quota(messages_per_day=100)
+    assert quota is slowed
+    assert quota.used() == (5, 5, 12), "with what is under way"
+    quota.settle(under_way, 5)
+    assert quota.used() == (5, 5, 12)
+
+
+def test_too_many_logins_are_no_matter_of_the_rate() -> None:
+    assert {"sending_too_fast", "too_many_connections"} == THROTTLED
 
 
 async def test_a_throttled_account_is_held_back_until_it_crept_back(bench: Bench) -> None:

@@ -102,6 +102,9 @@ def test_a_row_goes_before_the_table() -> None:
         (ReplyRule(TRANSIENT, code="550", final=True), ["/final"]),
         (ReplyRule(MESSAGE, code="550", final=True), []),
         (ReplyRule(MESSAGE, code="550", pause_seconds=60), ["/pause_seconds"]),
+        (ReplyRule(ACCOUNT, code="4..|550"), []),
+        (ReplyRule(ACCOUNT, code="55"), ["/code"]),
+        (ReplyRule(ACCOUNT, code="250"), ["/code"]),
         (ReplyRule(ACCOUNT, code="(", enhanced_code="[", text="*"), ["/code", "/enhanced_code", "/text"]),
     ],
 )

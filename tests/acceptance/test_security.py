@@ -571,6 +571,8 @@ async def test_an_unsaved_account_is_tried_without_anybodys_password(tmp_path: P
         async with running(tmp_path, [saved]) as bench:
             body = {"name": "main", "host": "127.0.0.1", "port": theirs.port, "security": "none", "username": "u"}
             await bench.http.post("/accounts/check", json=body)
+            assert not theirs.sessions, "without a password nobody is asked"
+            await bench.http.post("/accounts/check", json={**body, "password": "their own"})
         said = [line for session in theirs.sessions for line in session.commands]
         assert said, "it was tried"
         assert not leaks("".join(said))

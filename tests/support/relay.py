@@ -61,7 +61,7 @@ class Bench:
 
     async def drain(self, **body: Any) -> dict[str, Any]:
         """POST /drain, and its answer."""
-        answer = await self.http.post("/drain", json=body)
+        answer = await self.http.post("/drain", json={"timeout_seconds": 60, **body})
         assert answer.status_code == 200, answer.text
         result: dict[str, Any] = answer.json()
         return result

@@ -19,6 +19,14 @@ from tests.support.smtp_server import Script, SmtpServer, Taken
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 
 
+BY_DRAINS: dict[str, Any] = {"watch": False, "interval_seconds": None, "schedule": "0 0 1 1 *"}
+
+
+def pickup_of(tmp_path: Path, *accounts: str) -> list[Directory]:
+    """One that sends when the test drains, and at no other time: what a drain counts is all that went."""
+    return [Directory("pickup", str(tmp_path / "spool" / "pickup"), accounts, **BY_DRAINS)]
+
+
 class CountingServer(SmtpServer):
     """Writes down by the test's clock when it took what."""
 
@@ -210,7 +218,7 @@ async def test_what_is_left_overflows_to_the_next_account(tmp_path: Path) -> Non
     clock = ManualClock()
     async with CountingServer(clock) as first, CountingServer(clock) as second:
         accounts = [account(first, "first", messages_per_hour=2), account(second, "second", recipients_per_day=5)]
-        async with running(tmp_path, accounts, clock=clock) as bench:
+        async with running(tmp_path, accounts, pickups=pickup_of(tmp_path, "first", "second"), clock=clock) as bench:
             for number in range(6):
                 bench.drop(f"{number}.eml", mail(number))
             assert (await bench.drain())["sent"] == 6
@@ -234,7 +242,7 @@ async def test_a_mail_for_more_than_a_day_allows_goes_in_parts_and_to_each_once(
     async with CountingServer(clock) as server:
         limited = account(server, recipients_per_day=100, recipients_per_message=40)
         pickup = Directory(
-            "pickup", str(tmp_path / "spool" / "pickup"), ("main",), watch=False, expire_after_seconds=60
+            "pickup", str(tmp_path / "spool" / "pickup"), ("main",), expire_after_seconds=60, **BY_DRAINS
         )
         async with running(tmp_path, [limited], pickups=[pickup], clock=clock) as bench:
             bench.drop("many.eml", mail(1, to=", ".join(names)))

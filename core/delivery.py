@@ -606,27 +606,24 @@ class Delivery:
     def _report(self, work: _Work, message_id: str, settlement: Settlement, disposed: object) -> None:
         """One line an event; each failure says what to do about it."""
         account = work.attempts[-1].account if work.attempts else None
-        if settlement.disposition is Disposition.DELETE and isinstance(disposed, Disposed) and disposed.ok:
-            log.info(
-                "sent",
-                message=message_id,
-                directory=work.directory.name,
-                account=account,
-                recipients=len(work.outcomes),
-            )
-            return
-        entry = log.bind(message=message_id, directory=work.directory.name)
+        about = {
+            "message": message_id,
+            "directory": work.directory.name,
+        }  # binding costs more than a line
         match settlement.disposition:
             case Disposition.DELETE:
-                entry.info("sent", account=account, recipients=len(work.outcomes))
+                log.info("sent", **about, account=account, recipients=len(work.outcomes))
             case Disposition.PUT_BACK if _uncounted(work, settlement):
                 block = block_of(work.route) if work.route is not None else None
                 reason = settlement.reason or (block.reason if block is not None else "")
-                entry.info("put back", account=account, reason=reason, remedy="see the account's pause or limits")
+                log.info(
+                    "put back", **about, account=account, reason=reason, remedy="see the account's pause or limits"
+                )
             case Disposition.PUT_BACK:
                 assert settlement.sidecar is not None
-                entry.warning(
+                log.warning(
                     "deferred",
+                    **about,
                     account=account,
                     reason=settlement.reason,
                     due_at=_shown(settlement.sidecar.due_at),
@@ -634,21 +631,23 @@ class Delivery:
                     remedy="nothing to do: it is tried again when due; `mpu retry` makes it due now",
                 )
             case Disposition.BADMAIL:
-                entry.error(
+                log.error(
                     "to badmail",
+                    **about,
                     account=account,
                     reason=settlement.reason,
                     remedy="read the reason beside the file, correct it, then `mpu retry` it",
                 )
             case Disposition.HOLD:
-                entry.error(
+                log.error(
                     "held",
+                    **about,
                     account=account,
                     reason=settlement.reason,
                     remedy="look at the provider whether it was delivered, then release or delete it",
                 )
         if isinstance(disposed, Disposed) and not disposed.ok:
-            entry.error("could not dispose of the file", error=disposed.error, remedy=disposed.remedy)
+            log.error("could not dispose of the file", **about, error=disposed.error, remedy=disposed.remedy)
 
     def _keep_added(self, work: _Work, settlement: Settlement) -> Settlement:
         """Date and Message-ID that were added stay the same on each attempt."""

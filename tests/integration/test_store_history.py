@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,21 +13,9 @@ from core.store import audit, history, idempotency, retention, settings
 from core.store.entry import Status
 from core.store.history import HistoryFilter, HistoryPage
 from core.store.store import Store
-from tests.support.database import START, MovableClock, attempt, entry, message_id, open_store, outcome
+from tests.support.database import START, MovableClock, attempt, entry, message_id, outcome
 
 DAY = 86_400.0
-
-
-@pytest.fixture
-def clock() -> MovableClock:
-    return MovableClock()
-
-
-@pytest.fixture
-async def store(tmp_path: Path, clock: MovableClock) -> AsyncIterator[Store]:
-    made = open_store(tmp_path, clock)
-    yield made
-    await asyncio.to_thread(made.close)
 
 
 async def page(store: Store, where: HistoryFilter | None = None, **options: Any) -> HistoryPage:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import re
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 import sqlalchemy as sa
 from sqlmodel import Session
 
@@ -17,19 +14,7 @@ from core.domain.outcome import Outcome
 from core.store import history, retention
 from core.store.history import HistoryFilter
 from core.store.store import Store
-from tests.support.database import MovableClock, entry, message_id, open_store
-
-
-@pytest.fixture
-def clock() -> MovableClock:
-    return MovableClock()
-
-
-@pytest.fixture
-async def store(tmp_path: Path, clock: MovableClock) -> AsyncIterator[Store]:
-    made = open_store(tmp_path, clock)
-    yield made
-    await asyncio.to_thread(made.close)
+from tests.support.database import MovableClock, entry, message_id
 
 
 def rows(session: Session) -> list[tuple[Any, ...]]:

@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
-
 from core.domain.outcome import Outcome
 from core.store import retention, usage
 from core.store.entry import Status
 from core.store.store import Store
 from core.store.usage import Usage, Used
-from tests.support.database import START, MovableClock, attempt, entry, open_store, outcome
+from tests.support.database import START, MovableClock, attempt, entry, outcome
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86_400.0
 SENT, DEFERRED, UNKNOWN, FAILED = Outcome.SENT, Outcome.DEFERRED, Outcome.UNKNOWN, Outcome.FAILED
-
-
-@pytest.fixture
-def clock() -> MovableClock:
-    return MovableClock()
-
-
-@pytest.fixture
-async def store(tmp_path: Path, clock: MovableClock) -> AsyncIterator[Store]:
-    made = open_store(tmp_path, clock)
-    yield made
-    made.close()
 
 
 async def of(store: Store, clock: MovableClock, account: str = "main") -> tuple[int, int]:

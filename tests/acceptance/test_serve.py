@@ -89,7 +89,7 @@ def test_from_the_file_to_the_sandbox_and_a_clean_end(service: Service, tmp_path
     assert service.data.stat().st_mode & 0o777 == 0o700
     assert (service.data / "api-key").stat().st_mode & 0o777 == 0o600
     key = (service.data / "api-key").read_text().strip()
-    shutil.copy(EXAMPLES / "plain.eml", service.data / "pickup")
+    shutil.copyfile(EXAMPLES / "plain.eml", service.data / "pickup" / "plain.eml")  # no chmod behind it: it may be gone
     service.until(lambda: "Your invoice" in service.get("/sandbox").text, "the mail")
     service.until(lambda: not (service.data / "pickup" / "plain.eml").exists(), "the end of the file")
     _what_is_wrong_is_named(service, tmp_path / "other")

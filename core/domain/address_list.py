@@ -15,10 +15,10 @@ from core.domain.address import AddressError, Mailbox, parse_mailbox
 _SHOWN = 320  # characters of a wrong entry that are reported
 
 _ATOM = r'[^\s"(<>,;:\[\]=\\@)]+'
-_ONE = re.compile(rf'\s*(?P<display>"[^"\\]*"|(?:{_ATOM}\s*)*+)\s*<(?P<address>{_ATOM}@{_ATOM})>\s*')
+_ONE = re.compile(rf'\s*(?P<display>"[^"\\]*"|(?>(?:{_ATOM}\s*)*))\s*<(?P<address>{_ATOM}@{_ATOM})>\s*')
 _BARE = re.compile(rf"\s*({_ATOM}@{_ATOM})\s*")
 _TOKEN = re.compile(
-    r'(?P<quoted>"(?:[^"\\]|\\.)*+")'
+    r'(?P<quoted>"(?>(?:[^"\\]|\\.)*)")'
     r"|(?P<word>=\?[^?\s]++\?[BbQq]\?[^?\s]*+\?=)"
     r"|(?P<space>\s++)"
     r"|(?P<literal>\[[^\[\]\\]*+\])"
@@ -26,7 +26,7 @@ _TOKEN = re.compile(
     r'|(?P<text>[^\s"(<>,;:\[=]++|.)',
     re.DOTALL,
 )
-_ANGLE = re.compile(r'<((?:[^<>"]|"(?:[^"\\]|\\.)*+")*+)>', re.DOTALL)
+_ANGLE = re.compile(r'<((?>(?:[^<>"]|"(?>(?:[^"\\]|\\.)*)")*))>', re.DOTALL)
 _COMMENT_PART = re.compile(r"[()]|\\.", re.DOTALL)
 _ROUTE = re.compile(r'@[^:"<>]*+:')
 

@@ -23,10 +23,10 @@ _ADDRESS_FIELDS = frozenset(
     }
 )  # fmt: skip
 _ADDRESS_TOKEN = re.compile(
-    r'"(?:[^"\\]|\\.)*+"?'  # one that is not closed goes to the end
+    r'"(?>(?:[^"\\]|\\.)*)"?'  # one that is not closed goes to the end
     r"|<[^<>]*+>"
     r"|\([^()]*+\)"
-    r'|[^\s"<>(),:;]++(?:[ \t]++[^\s"<>(),:;@]*[^\x00-\x7f][^\s"<>(),:;@]*+)*+'
+    r'|[^\s"<>(),:;]++(?>(?:[ \t]++[^\s"<>(),:;@]*[^\x00-\x7f][^\s"<>(),:;@]*+)*)'
     r"|.",
     re.DOTALL,
 )

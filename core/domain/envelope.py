@@ -26,16 +26,16 @@ from core.errors import MessageRejected
 Source = Literal["x-headers", "headers", "resent"]
 
 _BRACKETED = re.compile(
-    r'((?:[^<>"\\]|"(?:[^"\\]|\\.)*+")*+)<((?:[^<>"]|"(?:[^"\\]|\\.)*+")*+)>(.*)',
+    r'((?>(?:[^<>"\\]|"(?>(?:[^"\\]|\\.)*)")*))<((?>(?:[^<>"]|"(?>(?:[^"\\]|\\.)*)")*))>(.*)',
     re.DOTALL,
 )
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_QUOTED = re.compile(r'"(?>(?:[^"\\]|\\.)*)"', re.DOTALL)
 _ENCODED = re.compile(r"=\?[^?\s]++\?[BbQq]\?[^?\s]*+\?=")
 _SECOND_ADDRESS = re.compile(r"\A[,;]|(?:\A|\s)[^\s=<>@,]*+[<>@,]")  # in a word that is no KEYWORD=value
-_XTEXT = r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})++"  # RFC 3461 section 4
+_XTEXT = r"(?>(?:[!-*,-<>-~]|\+[0-9A-F]{2})+)"  # RFC 3461 section 4
 _ENVID = re.compile(_XTEXT)
 _ORCPT = re.compile(rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.\-]++;{_XTEXT}")
-_NOTIFY = re.compile(r"NEVER|(?:SUCCESS|FAILURE|DELAY)(?:,(?:SUCCESS|FAILURE|DELAY))*+")
+_NOTIFY = re.compile(r"NEVER|(?:SUCCESS|FAILURE|DELAY)(?>(?:,(?:SUCCESS|FAILURE|DELAY))*)")
 _MAX_ENVID = 100  # RFC 3461 section 4.4
 _MAX_ORCPT = 500  # RFC 3461 section 4.2
 _SHOWN = 320

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from core.errors import MessageRefused, MessageRejected
 
 # RFC 5322 section 2.2: a name, maybe white space (section 4.5), a colon; folded lines belong to the field.
-_FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:()[^\r]*+\r\n(?:[ \t][^\r]*+\r\n)*+|[^\r]*+\r\n")
+_FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:()[^\r]*+\r\n(?:[ \t][^\r]*+\r\n)*|[^\r]*+\r\n")
 _BLANK = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _FROM_LINE = re.compile(rb"From (?![ \t]*:)[^\r\n]*+(?:\r\n|\n|\r)?")
 _SERIALISED = re.compile(rb'[OCa]:\d+:["{]')
 _NULLMAILER = re.compile(
-    rb"(?:[^\s@:<>]{1,64}@[^\s@:<>]{1,255})?\r?\n(?:[^\s@:<>]{1,64}@[^\s@:<>]{1,255}\r?\n)++\r?\n[!-9;-~]++[ \t]*+:"
+    rb"(?:[^\s@:<>]{1,64}@[^\s@:<>]{1,255})?\r?\n(?>(?:[^\s@:<>]{1,64}@[^\s@:<>]{1,255}\r?\n)+)\r?\n[!-9;-~]++[ \t]*+:"
 )
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _BOM = b"\xef\xbb\xbf"

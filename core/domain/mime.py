@@ -18,7 +18,7 @@ _MAX_PART_HEADER = 65_536
 _MAX_DELIMITER = 1_024
 
 _TYPE = re.compile(rb"\s*([!-.0-~]+/[!-:<-~]+)")
-_BOUNDARY = re.compile(rb';\s*boundary\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]+))', re.IGNORECASE)
+_BOUNDARY = re.compile(rb';\s*boundary\s*=\s*(?:"((?>(?:[^"\\]|\\.)*))"|([^\s;"]+))', re.IGNORECASE)
 _FROZEN_TYPES = re.compile(rb"multipart/(?:signed|encrypted)|application/(?:x-)?pkcs7-|application/pgp-encrypted")
 
 

@@ -17,7 +17,7 @@ _QP_HOLD = 8_192
 _WRAP = 76  # RFC 2045 section 6.7, 6.8
 _BASE64_JUNK = re.compile(rb"[^A-Za-z0-9+/=\s]")
 _QP_RAW = re.compile(rb"[\x00\x80-\xff]")
-_QP_UNITS = re.compile(rb"((?>=[0-9A-Fa-f]{2}|[^\r\n]){24}+)(?=[^\r\n])")
+_QP_UNITS = re.compile(rb"((?>(?>=[0-9A-Fa-f]{2}|[^\r\n]){24}))(?=[^\r\n])")
 
 
 class Coding(StrEnum):

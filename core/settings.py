@@ -100,16 +100,16 @@ class Settings(BaseModel):
         description="Key of the secrets in the database instead of data_dir/secret.key; several: newest first",
     )
 
-    # --- secrets of accounts that lie outside the database (password_from) ---
+    # --- secrets of accounts that lie outside the database (password_from, and oauth's client_secret_from, ...) ---
     secret_files: tuple[Path, ...] = Field(
         default=(Path("/run/secrets"),),
-        description="Accounts may name files directly in these directories as password_from; and systemd's credentials",
+        description="Accounts may name files directly in these directories as secrets; and systemd's credentials",
     )
     secret_env_prefix: str = Field(
         default="MPU_SECRET_",
         max_length=255,
         pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
-        description="Accounts may name variables that begin so as password_from; empty (in the file): none",
+        description="Accounts may name variables that begin so as secrets; empty (in the file): none",
     )
 
     # --- log ---

@@ -1,7 +1,8 @@
 """`mpu account login NAME`: a person logs in at the provider, on any device, and the service gets the refresh token.
 
 The code and the polling are RFC 8628 (core/domain/device_login.py). The refresh token goes over the HTTP interface into
-the service's database and nowhere else; neither it nor a client secret is ever shown or an option.
+the service's database and nowhere else; neither it nor a client secret is ever shown or an option. A client secret that
+the service reads from outside stays there: this command needs it once, and gives it to the provider only.
 """
 
 from __future__ import annotations
@@ -79,10 +80,16 @@ def login(
         patch = {**options, "grant": OAuthGrant.REFRESH_TOKEN, "refresh_token": granted.refresh_token}
         if not saved:
             patch["provider"] = oauth.provider
-        if oauth.client_secret is not None:
+        if saved.get("client_secret_from") is not None:
+            patch["client_secret_from"] = saved["client_secret_from"]  # where it goes may be another place now
+        elif oauth.client_secret is not None:
             patch["client_secret"] = oauth.client_secret
+        outside = saved.get("refresh_token_from")
+        patch |= {key: None for key in ("refresh_token_from", "service_account_key_from") if saved.get(key) is not None}
         client.call("PATCH", path, body={"oauth": patch})
     say(f"account {name} is logged in; the service has its refresh token")
+    if outside is not None:
+        say(f"It is not read from {outside} any more: refresh_token_from is null now.")
 
 
 def _settings(saved: dict[str, Any], options: dict[str, Any], secret_file: Path | None) -> OAuth:
@@ -96,7 +103,8 @@ def _settings(saved: dict[str, Any], options: dict[str, Any], secret_file: Path 
     provider = OAuthProvider(named)
     if fields["token_url"] is None and ENDPOINTS[provider, OAuthGrant.REFRESH_TOKEN].url is None:
         raise typer.BadParameter("is needed where the provider is other", param_hint="--token-url")
-    wanted = bool(saved.get("client_secret_set")) or provider is OAuthProvider.GOOGLE
+    has_secret = saved.get("client_secret_set") or saved.get("client_secret_from") is not None
+    wanted = bool(has_secret) or provider is OAuthProvider.GOOGLE
     secret = _client_secret(secret_file, wanted=wanted)
     return OAuth(provider, OAuthGrant.REFRESH_TOKEN, **fields, client_secret=secret)
 

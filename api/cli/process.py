@@ -233,6 +233,7 @@ def _send(job: Job, *, deferred_too: bool, as_json: bool) -> int:
 
 
 async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
+    from core.runtime.oauth_secrets import StoredFollowers
     from core.runtime.process import process as one_pass
     from core.runtime.tokens import forget, stored_in
     from core.store.ledger import Ledger
@@ -259,6 +260,7 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
             clock=CLOCK,
             ledger=ledger,
             remember=forget if job.store is None else stored_in(ledger, job.store.secrets),
+            followers=None if job.store is None else StoredFollowers(job.store, CLOCK),
             used={} if job.store is None else job.store.read_now(used),
             include_deferred=deferred_too,
             settings=job.settings,

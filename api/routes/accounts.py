@@ -22,6 +22,7 @@ from api.schemas.accounts import (
 )
 from api.schemas.base import ListOut, page_out
 from api.security import GuardedRoute, allows
+from core.domain.oauth import outside_of
 from core.errors import FieldError, InvalidSettings
 from core.runtime.facade import Saved
 from core.runtime.views import AccountView, Scope
@@ -85,7 +86,8 @@ async def create_account(
         Scope.OPERATE,
         "Try an account that isn't saved",
         text=_STEPS,
-        mail="No mail is sent and nothing is saved. With `password_from` the scope admin is needed.",
+        mail="No mail is sent and nothing is saved. With `password_from`, or the like of `oauth`, the scope admin "
+        "is needed.",
         body=True,
     ),
 )
@@ -93,8 +95,9 @@ async def check_unsaved_account(
     relay: Relay, actor: By, body: Annotated[AccountTry, Body(openapi_examples=examples.ACCOUNT_TRY)]
 ) -> CheckPublic:
     account = body.value(body.name)
-    if account.password_from is not None and not allows(actor, Scope.ADMIN):
-        detail = "a password from outside is tried by admins only: it would go to any server that is named"
+    outside = account.password_from is not None or outside_of(account.oauth)
+    if outside and not allows(actor, Scope.ADMIN):
+        detail = "a secret from outside is tried by admins only: it would go to any server that is named"
         raise Forbidden(detail, required_scope=Scope.ADMIN)
     await relay.accounts.examine(account)
     return CheckPublic.model_validate(await relay.checks.account(account))

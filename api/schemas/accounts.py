@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from api.schemas.base import In, Name, Number, Out, Pause, Printable, Time, Word
-from api.schemas.oauth import OAuthPublic, OAuthShape, OAuthUpdate, oauth_typed
+from api.schemas.oauth import REFERENCE, OAuthPublic, OAuthShape, OAuthUpdate, oauth_typed
 from core.domain.account import Account, AuthMethod, FromPolicy, OAuth, ReplyRule, Security
 from core.domain.oauth import SECRETS
 from core.domain.outcome import Blame
@@ -125,7 +125,7 @@ PasswordFrom = Annotated[
     Field(
         min_length=5,
         max_length=4096,
-        pattern=r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+|credential:[A-Za-z0-9_.-]+)$",
+        pattern=REFERENCE,
         description="Where the password is read from, at each login, instead of the database: `env:NAME` (NAME begins "
         "with MPU_SECRET_), `file:/run/secrets/NAME` (Docker, Kubernetes; other directories: MPU_SECRET_FILES) or "
         "`credential:NAME` (systemd). Excludes `password`; a new host or port needs it again. Default null.",

@@ -49,6 +49,7 @@ Scope = Annotated[
     Printable,
     Field(min_length=1, max_length=2048, description="What the token is asked for. Default null: the provider's."),
 ]
+REFERENCE = r"^(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+|credential:[A-Za-z0-9_.-]+)$"  # a secret that lies outside
 _SECRET: dict[str, Any] = {"writeOnly": True, "format": "password"}
 _KEPT = "Kept encrypted, never shown. Omitted: stays as it is; null: removed."
 ClientSecret = Annotated[
@@ -103,9 +104,36 @@ ServiceAccountKey = Annotated[
 ]
 
 
+def _secret_from(what: str, more: str = "") -> Any:
+    return Field(
+        min_length=5,
+        max_length=4096,
+        pattern=REFERENCE,
+        description=f"Where the {what} is read from, for each token that is fetched, instead of the database: as "
+        f"`password_from`.{more} Default null.",
+    )
+
+
+ClientSecretFrom = Annotated[str, Printable, _secret_from("application's secret", " Excludes `client_secret`.")]
+RefreshTokenFrom = Annotated[
+    str,
+    Printable,
+    _secret_from(
+        "refresh token",
+        " Excludes `refresh_token`. Where the provider replaces it, what took its place is kept encrypted in the "
+        "database, until another one lies there.",
+    ),
+]
+ServiceAccountKeyFrom = Annotated[
+    str,
+    Printable,
+    _secret_from("service account's JSON file", " It may have many lines. Excludes `service_account_key`."),
+]
+
+
 class OAuthUpdate(In):
     """A merge patch of `oauth`: what is named changes, null puts the default back. Another provider, tenant, client_id
-    or token_url, and another host or port of the account, need its secrets again.
+    or token_url, and another host or port of the account, need its secrets, and where they lie, again.
     """
 
     provider: Provider | None = None
@@ -117,6 +145,9 @@ class OAuthUpdate(In):
     client_secret: ClientSecret | None = None
     refresh_token: RefreshToken | None = None
     service_account_key: ServiceAccountKey | None = None
+    client_secret_from: ClientSecretFrom | None = None
+    refresh_token_from: RefreshTokenFrom | None = None
+    service_account_key_from: ServiceAccountKeyFrom | None = None
 
 
 class OAuthShape(OAuthUpdate):
@@ -135,7 +166,12 @@ class OAuthPublic(Out):
     client_id: str | None
     token_url: str | None
     scope: str | None
-    client_secret_set: bool
+    client_secret_from: str | None
+    refresh_token_from: str | None
+    service_account_key_from: str | None
+    client_secret_set: bool = Field(
+        description="Whether it is saved, or can be read now where `client_secret_from` says. Likewise the next two."
+    )
     refresh_token_set: bool
     service_account_key_set: bool
     secrets_lost: bool = Field(

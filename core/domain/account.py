@@ -65,6 +65,9 @@ class OAuth:
     client_secret: str | None = field(default=None, repr=False)
     refresh_token: str | None = field(default=None, repr=False)
     service_account_key: str | None = field(default=None, repr=False)  # the JSON file's content, as Google gives it
+    client_secret_from: str | None = None  # as Account.password_from, each instead of the secret itself
+    refresh_token_from: str | None = None
+    service_account_key_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

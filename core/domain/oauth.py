@@ -16,6 +16,8 @@ from urllib.parse import quote, quote_plus
 from core.domain.account import OAuth, OAuthGrant, OAuthProvider
 
 SECRETS = ("client_secret", "refresh_token", "service_account_key")  # fields of OAuth that are never shown
+REFERENCES = {name: f"{name}_from" for name in SECRETS}  # fields that say where a secret lies outside
+MANY_LINES = frozenset({"service_account_key"})  # secrets that are files of several lines
 MASK = "[redacted]"
 MINUTE = 60.0
 DEFAULT_LIFETIME_SECONDS = 3600.0  # RFC 6749 section 5.1: expires_in may be left out
@@ -212,6 +214,12 @@ def claims_of(oauth: OAuth, issuer: str, subject: str | None, now: float) -> dic
 def without_secrets(oauth: OAuth) -> OAuth:
     """As it may be shown."""
     return replace(oauth, client_secret=None, refresh_token=None, service_account_key=None)
+
+
+def outside_of(oauth: OAuth | None) -> dict[str, str]:
+    """Which of its secrets lie outside, and where."""
+    found = {name: getattr(oauth, reference) for name, reference in REFERENCES.items()} if oauth is not None else {}
+    return {name: reference for name, reference in found.items() if reference is not None}
 
 
 def missing(oauth: OAuth) -> Trouble | None:

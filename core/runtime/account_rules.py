@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Collection
 
 from core.domain import target
 from core.domain.account import Account, AuthMethod, FromPolicy, Security
 from core.domain.address import AddressError, parse_mailbox
+from core.domain.oauth import outside_of
 from core.domain.reply_rules import errors_of
 from core.domain.senders import send_as
 from core.errors import FieldError
@@ -41,22 +43,36 @@ def rules(account: Account) -> list[FieldError]:
     return errors
 
 
-def outside_rules(account: Account, sources: SecretSources, before: Account | None) -> list[FieldError]:
-    """A password from outside: instead of one in the database, and only what the start allows. Blocks: follows links.
+def outside_rules(
+    account: Account, sources: SecretSources, before: Account | None, kept: Collection[str] = ()
+) -> list[FieldError]:
+    """Secrets from outside: instead of those in the database, and only what the start allows. Blocks: follows links.
 
-    What was saved once stays good for a save; whether it can be read is seen at each login.
+    What was saved once stays good for a save; whether it can be read is seen at each login. `kept`: secrets of `oauth`
+    that are saved already.
     """
-    if account.password_from is None:
-        return []
     errors = []
-    if account.password is not None:
-        detail = 'a password is given or saved too; one of them must be null ("password": null removes the saved one)'
-        errors.append(FieldError("/password_from", "excludes_password", detail))
-    if before is None or before.password_from != account.password_from:
-        refusal = sources.refusal(account.password_from)
-        if refusal is not None:
-            errors.append(FieldError("/password_from", "not_allowed", refusal))
+    for name, (reference, given) in _outside(account, kept).items():
+        pointer = f"/{name.replace('.', '/')}_from"
+        word = name.rpartition(".")[2]
+        if given:
+            detail = f'a {word} is given or saved too; one of them must be null ("{word}": null removes the saved one)'
+            errors.append(FieldError(pointer, f"excludes_{word}", detail))
+        if before is None or _outside(before).get(name, ("", False))[0] != reference:
+            refusal = sources.refusal(reference)
+            if refusal is not None:
+                errors.append(FieldError(pointer, "not_allowed", refusal))
     return errors
+
+
+def _outside(account: Account, kept: Collection[str] = ()) -> dict[str, tuple[str, bool]]:
+    """Secret -> where it lies outside, and whether there is another one."""
+    found = {}
+    if account.password_from is not None:
+        found["password"] = account.password_from, account.password is not None
+    for name, reference in outside_of(account.oauth).items():
+        found[f"oauth.{name}"] = reference, name in kept or getattr(account.oauth, name) is not None
+    return found
 
 
 def target_rules(account: Account, settings: Settings, before: Account | None) -> list[FieldError]:

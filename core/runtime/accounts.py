@@ -15,7 +15,7 @@ from sqlmodel import Session
 
 from core.domain.account import Account
 from core.domain.clock import Clock
-from core.domain.oauth import without_secrets
+from core.domain.oauth import MANY_LINES, outside_of, without_secrets
 from core.domain.presets import defaults_of
 from core.errors import (
     AlreadyExists,
@@ -137,11 +137,17 @@ class Accounts:
         )
 
     async def _looked_up(self, view: AccountView) -> AccountView:
-        """`password_set` of a password that lies outside: whether it can be had now. No transaction is open."""
-        reference = view.account.password_from
-        if reference is None:
+        """What is set of the secrets that lie outside: those that can be had now. No transaction is open."""
+        reference, of_oauth = view.account.password_from, outside_of(view.account.oauth)
+        if reference is None and not of_oauth:
             return view
-        return replace(view, password_set=await asyncio.to_thread(self._outside.readable, reference))
+
+        def look() -> AccountView:
+            there = [n for n, place in of_oauth.items() if self._outside.readable(place, lines=n in MANY_LINES)]
+            password = view.password_set if reference is None else self._outside.readable(reference)
+            return replace(view, password_set=password, oauth_set=(*view.oauth_set, *there))
+
+        return await asyncio.to_thread(look)
 
     def _pause(self, name: str) -> PauseView | None:
         try:
@@ -217,6 +223,7 @@ class Accounts:
             account = replace(account, oauth=oauth)
             if account.password_from is not None and "password_from" not in settings:
                 _require_password_again(record.account, account, "password_from")
+            oauth_settings.require_references_again(record, account, patch)
             return Wanted(account, account.password if "password" in settings else Password.KEEP, secrets)
 
         for _ in range(TRIES):
@@ -330,7 +337,7 @@ class Accounts:
         errors += oauth_rules(account, self._settings, before, kept)
         if account.tls_ca_file is not None and (before is None or account.tls_ca_file != before.tls_ca_file):
             errors += await asyncio.to_thread(ca_file_rules, account.tls_ca_file)
-        errors += await asyncio.to_thread(outside_rules, account, self._outside, before)
+        errors += await asyncio.to_thread(outside_rules, account, self._outside, before, kept)
         if errors:
             raise InvalidSettings(errors)
 

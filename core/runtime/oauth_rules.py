@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from core.domain import target
 from core.domain.account import Account, AuthMethod, OAuth, OAuthGrant, OAuthProvider
-from core.domain.oauth import ENDPOINTS
+from core.domain.oauth import ENDPOINTS, REFERENCES, outside_of
 from core.errors import FieldError
 from core.settings import Settings
 from core.transport.oauth import KeyUnusable, read_service_account_key
@@ -29,6 +29,7 @@ def oauth_rules(
         errors.append(FieldError("/auth", "conflict", f"with oauth it is auto or xoauth2, not {account.auth}"))
     if account.username is None and account.auth is AuthMethod.AUTO:  # of xoauth2 the general rules tell it
         errors.append(FieldError("/username", "required", "the mailbox that the access token is for"))
+    outside = outside_of(oauth)
     row = ENDPOINTS.get((oauth.provider, oauth.grant))
     if row is None:
         there = ", ".join(grant for provider, grant in ENDPOINTS if provider is oauth.provider)
@@ -37,7 +38,12 @@ def oauth_rules(
         errors += [
             FieldError(f"/oauth/{name}", "required", f"{oauth.provider} with {oauth.grant} needs it")
             for name in row.needs
-            if getattr(oauth, name) is None and name not in kept
+            if getattr(oauth, name) is None and name not in kept and name not in outside
+        ]
+        errors += [
+            FieldError(f"/oauth/{REFERENCES[name]}", "conflict", f"{oauth.grant} has no use for it")
+            for name in outside
+            if name not in (*row.needs, *row.sends)
         ]
         if oauth.service_account_key is not None and "service_account_key" not in row.needs:
             detail = f"{oauth.grant} has no use for it"

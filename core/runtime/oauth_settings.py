@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from core.domain.account import Account, OAuth
-from core.domain.oauth import SECRETS
+from core.domain.oauth import REFERENCES, SECRETS, outside_of
 from core.errors import FieldError, InvalidSettings
 from core.runtime.audit import MASK
 from core.runtime.saving import with_defaults
@@ -53,15 +53,17 @@ def replaced(record: AccountRecord, account: Account, keep: Collection[str]) -> 
 def _newest(record: AccountRecord, account: Account, secrets: dict[str, str | None]) -> tuple[OAuth | None, Secrets]:
     """Who gives the same refresh token as before, as a playbook does, means the one that the provider made of it.
 
-    Not where that would go elsewhere than before: who knows the old one need not know the newest.
+    That one stays as it is in the database by the time of the write: it may be newer than the record. Not where it
+    would go elsewhere than before: who knows the old one need not know the newest.
     """
     present, wanted = record.account.oauth, account.oauth
-    if present is None or wanted is None or record.oauth_first is None or _moved(record.account, account):
+    if present is None or wanted is None or _moved(record.account, account):
         return wanted, secrets
-    if secrets.get("refresh_token") != record.oauth_first:
+    given = secrets.get("refresh_token")
+    if given is None or given not in (present.refresh_token, record.oauth_first):
         return wanted, secrets
-    newest = present.refresh_token
-    return replace(wanted, refresh_token=newest), {**secrets, "refresh_token": newest}
+    others = {name: value for name, value in secrets.items() if name != "refresh_token"}
+    return replace(wanted, refresh_token=present.refresh_token), others
 
 
 def _moved(before: Account, after: Account) -> list[str]:
@@ -87,6 +89,17 @@ def require_secrets_again(before: AccountRecord, after: Account, secrets: Secret
     if moved and names:
         detail = f"a new {' and '.join(moved)} needs it again (null removes it)"
         raise InvalidSettings([FieldError(f"/oauth/{name}", "secret_needed", detail) for name in names])
+
+
+def require_references_again(before: AccountRecord, after: Account, patch: Mapping[str, Any] | None) -> None:
+    """The same of where secrets lie outside, for what `patch` doesn't name. Raises InvalidSettings."""
+    moved = _moved(before.account, after)
+    present = outside_of(before.account.oauth)
+    names = [REFERENCES[name] for name in outside_of(after.oauth) if name in present]
+    unnamed = [name for name in names if patch is None or name not in patch]
+    if moved and unnamed:
+        detail = f"a new {' and '.join(moved)} needs it again (null removes it)"
+        raise InvalidSettings([FieldError(f"/oauth/{name}", "secret_needed", detail) for name in unnamed])
 
 
 def flat(settings: dict[str, Any], record: AccountRecord) -> dict[str, Any]:

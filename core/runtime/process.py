@@ -21,6 +21,7 @@ from core.domain.account import Account, Directory, SenderRoute
 from core.domain.circuit import Pause
 from core.domain.clock import Clock
 from core.domain.outcome import Outcome
+from core.runtime.oauth_secrets import Followers
 from core.runtime.outlets import Outlets
 from core.runtime.queue import shown
 from core.runtime.tokens import Remember, Tokens, forget
@@ -63,6 +64,7 @@ async def process(
     ledger: Ledger,
     settings: Settings,
     remember: Remember = forget,
+    followers: Followers | None = None,
     used: Mapping[str, Iterable[Used]] = MappingProxyType({}),
     include_deferred: bool = False,
     on_delivered: Callable[[Delivered], None] = lambda _: None,
@@ -71,11 +73,11 @@ async def process(
     """Send what is due in the directory, through its accounts; ends when nothing can go now, or on `stop`.
 
     `accounts`: those that the directory and the sender routes name, with an operator's pause where there is one.
-    `remember` stores a refresh token that changes; `used`: what accounts with limits sent in the last 24 hours. What a
-    quota has no room for soon is left. Raises DirectoryUnavailable.
+    `remember` and `followers` store a refresh token that changes; `used`: what accounts with limits sent in the last
+    24 hours. What a quota has no room for soon is left. Raises DirectoryUnavailable.
     """
     stop = stop or asyncio.Event()
-    tokens = Tokens(settings, clock, remember)
+    tokens = Tokens(settings, clock, remember, followers)
     outlets = Outlets(
         clock=clock,
         chance=random.random,

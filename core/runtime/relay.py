@@ -43,6 +43,7 @@ from core.runtime.inlets import Inlets
 from core.runtime.keys import Keys
 from core.runtime.messages import Messages
 from core.runtime.metrics import Metrics
+from core.runtime.oauth_secrets import StoredFollowers
 from core.runtime.operations import Operations
 from core.runtime.outlets import Outlets
 from core.runtime.pauses import Pauses
@@ -182,7 +183,8 @@ class Relay:
         self.audit = Audit(store, clock=clock)
         self.keys = Keys(store, self.audit, clock=clock)
         self.history = History(store)
-        self.tokens = Tokens(settings, clock, stored_in(store.ledger, store.secrets))
+        remember = stored_in(store.ledger, store.secrets)
+        self.tokens = Tokens(settings, clock, remember, StoredFollowers(store, clock))
         self.outlets = Outlets(
             clock=clock,
             chance=self._chance,

@@ -1,4 +1,4 @@
-"""Passwords that lie outside the database: environment variables, mounted files, systemd credentials.
+"""Secrets of accounts that lie outside the database: environment variables, mounted files, systemd credentials.
 
 `env:NAME`, `file:/path`, `credential:NAME` ($CREDENTIALS_DIRECTORY/NAME). An account could send what it names to any
 server, so whoever may change accounts must not be able to name what he likes. What may be named:
@@ -8,7 +8,8 @@ server, so whoever may change accounts must not be able to name what he likes. W
 - variables whose name begins with MPU_SECRET_ENV_PREFIX (default MPU_SECRET_), but no setting of the service;
 - never the service's own keys, wherever they come from, and nothing that lies in its data directory.
 
-Read at each login, as the service's user, so that a changed file counts at once. No message here holds a value.
+Read at each login, or for each token that is fetched, as the service's user, so that a changed file counts at once. No
+message here holds a value.
 """
 
 from __future__ import annotations
@@ -91,10 +92,10 @@ class SecretSources:
             raise SecretMissing(f"{reference} is a key of the service itself, which goes to no server")
         return value
 
-    def readable(self, reference: str) -> bool:
+    def readable(self, reference: str, *, lines: bool = False) -> bool:
         """Whether it can be had now. Blocks."""
         try:
-            self.resolve(reference)
+            self.resolve(reference, lines=lines)
         except SecretMissing:
             return False
         return True

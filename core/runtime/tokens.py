@@ -3,7 +3,8 @@
 Transports and checks of an account, and accounts that share a login, share its source. Where a provider changes the
 refresh token with each use, the new one is written into every account that held the old one; who still comes with an
 older one (a check before the save, a save that was under way) is led to the newest. What an older one opens is no more
-than it did: the same client at the same token endpoint, and mail to the same server as before.
+than it did: the same client at the same token endpoint, and mail to the same server as before. Secrets that lie outside
+the database are oauth_secrets.py's.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import structlog
 
 from core.domain.account import Account, OAuth, OAuthGrant, OAuthProvider
 from core.domain.clock import Clock
-from core.domain.oauth import Granted
+from core.domain.oauth import Granted, outside_of
 from core.errors import RelayError
+from core.runtime.oauth_secrets import Followers, OAuthSecrets, Place
+from core.runtime.secret_sources import SecretSources
 from core.settings import Settings
 from core.store import accounts
 from core.store.ledger import Ledger
@@ -35,7 +38,7 @@ CLOSE_SECONDS = 3.0  # for answers that may hold a new refresh token
 log = structlog.get_logger()
 
 Remember = Callable[[OAuth, str], Coroutine[Any, Any, bool]]
-Place = tuple[str, int]  # host and port of an account: who gets the access token
+_Key = tuple[OAuth, str | None, Place | None]  # settings, mailbox acted for, server
 Login = tuple[OAuthProvider, str | None, str | None, str | None, str]  # who gets the refresh token, and the token
 
 
@@ -75,11 +78,14 @@ class _Chain:
 class Tokens:
     """See the module's text. Belongs to the event loop."""
 
-    def __init__(self, settings: Settings, clock: Clock, remember: Remember = forget) -> None:
+    def __init__(
+        self, settings: Settings, clock: Clock, remember: Remember = forget, followers: Followers | None = None
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._remember = remember
-        self._sources: WeakValueDictionary[tuple[OAuth, str | None], TokenSource] = WeakValueDictionary()
+        self._outside = OAuthSecrets(SecretSources(settings), followers)
+        self._sources: WeakValueDictionary[_Key, TokenSource] = WeakValueDictionary()
         self._chains: OrderedDict[tuple[Login, Place | None], _Chain] = (
             OrderedDict()
         )  # Place: of the first; None: newest
@@ -98,17 +104,19 @@ class Tokens:
             self._store(chain)
             oauth = replace(oauth, refresh_token=chain.newest)
         subject = account.username if oauth.grant is OAuthGrant.SERVICE_ACCOUNT else None
-        source = self._sources.get((oauth, subject))
+        # who names where a refresh token lies need not know it: what it became is for its own server only
+        key = oauth, subject, place if oauth.refresh_token_from is not None else None
+        source = self._sources.get(key)
         if source is None:
             source = TokenSource(
                 oauth,
                 account.username,
                 clock=self._clock,
-                fetch=self._fetch,
+                fetch=partial(self._fetch, place),
                 rotated=partial(self._rotated, place),
                 used=self._store_again,
             )
-            self._sources[oauth, subject] = source
+            self._sources[key] = source
         return source
 
     async def close(self) -> None:
@@ -116,15 +124,19 @@ class Tokens:
         await asyncio.gather(*(source.close(CLOSE_SECONDS) for source in list(self._sources.values())))
         await asyncio.gather(*self._writing)
         await asyncio.gather(*(self._write(chain) for chain in list(self._unstored)))
+        await self._outside.close()
 
-    async def _fetch(self, oauth: OAuth, username: str | None) -> Granted:
-        return await fetch(
-            oauth,
-            username,
-            clock=self._clock,
-            timeout_seconds=self._settings.oauth_timeout_seconds,
-            allow_private=self._settings.allow_private_targets,
-        )
+    async def _fetch(self, place: Place, oauth: OAuth, username: str | None) -> Granted:
+        async def ask(whole: OAuth) -> Granted:
+            return await fetch(
+                whole,
+                username,
+                clock=self._clock,
+                timeout_seconds=self._settings.oauth_timeout_seconds,
+                allow_private=self._settings.allow_private_targets,
+            )
+
+        return await (self._outside.granted(oauth, place, ask) if outside_of(oauth) else ask(oauth))
 
     def _chain(self, oauth: OAuth, place: Place) -> _Chain | None:
         login = _login(oauth)
@@ -137,9 +149,9 @@ class Tokens:
         newest = _login(after)
         if login is None or newest is None:
             return
-        source = self._sources.pop((before, None), None)
+        source = self._sources.pop((before, None, None), None)
         if source is not None:
-            self._sources[after, None] = source
+            self._sources[after, None, None] = source
         chain = self._chain(before, place) or _Chain(login, login[-1])
         self._chains.pop((login, None), None)
         if chain.stored:
@@ -155,6 +167,7 @@ class Tokens:
 
     def _store_again(self) -> None:
         """A write that failed is due again when a token is wanted."""
+        self._outside.store_again()
         for chain in self._unstored:
             if not chain.writing.locked():
                 self._store(chain)

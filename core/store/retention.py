@@ -13,7 +13,7 @@ from collections.abc import Callable
 from sqlmodel import Session
 
 from core.domain.clock import Clock
-from core.store import idempotency, settings, usage
+from core.store import idempotency, outside_tokens, settings, usage
 from core.store.epoch import to_database
 from core.store.store import Store
 
@@ -45,6 +45,7 @@ async def run(store: Store, clock: Clock) -> int:
         lambda session: superseded(session, before=now - SUPERSEDED_KEPT_SECONDS),
         lambda session: idempotency.forget_old(session, now=now),
         lambda session: usage.forget_old(session, now=now),
+        lambda session: outside_tokens.forget_old(session, now=now),
     ]
     if days is not None:
         before = now - days * _DAY_SECONDS

@@ -20,7 +20,7 @@ from sqlmodel import Session, select
 
 from core.errors import FieldError, InvalidSettings, SecretKeyLost, StateConflict
 from core.store import settings
-from core.store.tables import AccountRow
+from core.store.tables import AccountRow, OutsideTokenRow
 
 KEY_FILE = "secret.key"
 MAX_KEY_FILE_CHARACTERS = 65536
@@ -177,6 +177,11 @@ def oauth_purpose_of(account: str) -> str:
     return f"oauth:{account}"
 
 
+def outside_purpose_of(digest: str) -> str:
+    """What the token that follows an outside one is sealed for."""
+    return f"outside:{digest}"
+
+
 def _sealed(row: AccountRow) -> dict[str, tuple[str, str]]:
     """Column -> purpose and token of what an account keeps sealed."""
     columns = {"password": purpose_of(row.name), "oauth_secrets": oauth_purpose_of(row.name)}
@@ -231,6 +236,11 @@ def reseal(session: Session, secrets: Secrets) -> None:
         for column, (purpose, token) in _sealed(row).items():
             setattr(row, column, secrets.seal(purpose, secrets.open(purpose, token)))
         session.add(row)
+    for follower in session.exec(select(OutsideTokenRow)):
+        purpose = outside_purpose_of(follower.digest)
+        with suppress(SecretUnreadable):  # of a key that was lost: a new token outside takes its place
+            follower.token = secrets.seal(purpose, secrets.open(purpose, follower.token))
+            session.add(follower)
     settings.put(session, _CHECK, secrets.seal(_CHECK_PURPOSE, _CHECK_VALUE))
 
 

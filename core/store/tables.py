@@ -233,6 +233,16 @@ class AccountUsageRow(Row, table=True):
     recipients: int
 
 
+class OutsideTokenRow(Row, table=True):
+    """What a provider put in the place of a refresh token that lies outside the database (outside_tokens.py)."""
+
+    __tablename__ = "outside_token"
+
+    digest: str = Field(primary_key=True)  # of the outside token, and of whom it goes to
+    token: str  # a token of secrets.py
+    used_at: int = Field(index=True)
+
+
 class ActRow(Row, table=True):
     """What an operator did with a message."""
 

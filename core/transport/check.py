@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from core.domain.account import Account, AuthMethod, Security
 from core.domain.address import AddressError, parse_mailbox
 from core.domain.blame import judge
+from core.domain.oauth import REFERENCES, outside_of
 from core.domain.outcome import Blame
 from core.domain.reply import Phase, Reply
 from core.domain.reply_rules import compiled
@@ -282,7 +283,12 @@ class _Trial:
     def got(self, name: str) -> None:
         """It was had."""
         self._asked = None
-        self._add(name, self.account.password_from or "" if name == "secret" else "an access token is there")
+        if name == "secret":
+            self._add(name, self.account.password_from or "")
+            return
+        outside = outside_of(self.account.oauth)
+        places = ", ".join(f"{REFERENCES[secret]} {reference}" for secret, reference in outside.items())
+        self._add(name, f"an access token is there{' by ' if places else ''}{places}")
 
     def _add(self, name: str, detail: str, *, required: bool = True) -> None:
         self.steps[name] = Step(name, True, self._took(), detail, required=required)

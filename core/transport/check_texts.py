@@ -29,7 +29,7 @@ CAUSES = {
     "token_denied": "The token endpoint refuses: the client, its secret, the refresh token or a permission.",
     "token_missing": "There is nothing yet to get a token with.",
     "password_missing": "There is a user name, but no password.",
-    "secret_missing": "The password that lies outside is not there, can't be read, or may not be named.",
+    "secret_missing": "A secret that lies outside is not there, can't be read, or may not be named.",
     "protocol_error": "What answers there is no mail server, or breaks the protocol.",
     "timeout": "The server took too long to answer.",
     "closed": "The server closed the connection without a word.",

@@ -120,7 +120,9 @@ def _assertion(oauth: OAuth, username: str | None, now: float) -> str:
         raise TokenFailed(
             "token_denied",
             f"the service account's key {error}",
-            remedy="Set oauth.service_account_key again.",
+            remedy="Set oauth.service_account_key again."
+            if oauth.service_account_key_from is None
+            else "Google gives it as a JSON file: all of it is the secret.",
             pause_seconds=None,
             passing=False,
         ) from None

@@ -105,7 +105,8 @@ class TokenSource:
 
     @property
     def _refreshes(self) -> bool:
-        return self.oauth.grant is OAuthGrant.REFRESH_TOKEN and self.oauth.refresh_token is not None
+        held = self.oauth.refresh_token is not None or self.oauth.refresh_token_from is not None
+        return held and self.oauth.grant is OAuthGrant.REFRESH_TOKEN
 
     def _start(self) -> asyncio.Task[str]:
         self._fetching = asyncio.get_running_loop().create_task(self._get())

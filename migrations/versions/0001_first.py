@@ -145,6 +145,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("account", "since", name=op.f("pk_account_usage")),
     )
     op.create_table(
+        "outside_token",
+        sa.Column("digest", sa.String(), nullable=False),
+        sa.Column("token", sa.String(), nullable=False),
+        sa.Column("used_at", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("digest", name=op.f("pk_outside_token")),
+    )
+    with op.batch_alter_table("outside_token", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_outside_token_used_at"), ["used_at"], unique=False)
+
+    op.create_table(
         "idempotency",
         sa.Column("api_key", sa.Integer(), nullable=False),
         sa.Column("key", sa.String(), nullable=False),
@@ -301,6 +311,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_idempotency_created_at"))
 
     op.drop_table("idempotency")
+    with op.batch_alter_table("outside_token", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_outside_token_used_at"))
+
+    op.drop_table("outside_token")
     op.drop_table("account_usage")
     op.drop_table("directory")
     with op.batch_alter_table("audit", schema=None) as batch_op:

@@ -32,6 +32,7 @@ import structlog
 from api.app import create_app
 from core.domain.account import AuthMethod
 from core.domain.address import AddressError, parse_mailbox
+from core.domain.oauth import SECRETS
 from core.logs import configure_logs
 from core.settings import Settings
 from core.store import keys
@@ -252,7 +253,12 @@ FORMS = [
     PLANTED.encode().hex(),
     *PLANTED_KEY["private_key"].splitlines()[1:-1],
 ]
-GOOD = ("takes", "outside-takes", "token-takes", "token-changes", "token-robot")  # accounts that work
+GOOD = (  # accounts that work
+    "takes",
+    "outside-takes",
+    *("token-takes", "token-changes", "token-robot"),
+    *("outside-token-takes", "outside-token-changes", "outside-token-robot"),
+)
 
 
 def leaks(text: str | bytes) -> list[str]:
@@ -339,7 +345,7 @@ async def token_accounts() -> AsyncIterator[dict[str, dict[str, Any]]]:
         oauth: dict[str, Any] = {"provider": "other", "grant": "refresh_token", "client_id": "app"}
         oauth |= {"client_secret": PLANTED, "refresh_token": PLANTED}
         robot = {"provider": "google", "grant": "service_account", "service_account_key": PLANTED_KEY}
-        yield {
+        told: dict[str, dict[str, Any]] = {
             name: {
                 "host": "127.0.0.1",
                 "port": smtp.port,
@@ -349,6 +355,19 @@ async def token_accounts() -> AsyncIterator[dict[str, dict[str, Any]]]:
             }
             for name, (smtp, tokens) in named.items()
         }
+        async with TokenServer(token=PLANTED, refresh=PLANTED + "x{}", rotates=True) as changes_too:
+            changes_too.clients["app"] = PLANTED
+            changes_too.refresh_tokens.add(PLANTED)
+            for name in ("token-takes", "token-changes", "token-robot", "token-repeats", "token-denied"):
+                value: dict[str, Any] = {**told[name]["oauth"]}
+                for secret in SECRETS:
+                    variable = "MPU_SECRET_PLANTED_KEY" if secret == "service_account_key" else "MPU_SECRET_PLANTED"
+                    if value.pop(secret, None) is not None:
+                        value[f"{secret}_from"] = f"env:{variable}"
+                if name == "token-changes":
+                    value["token_url"] = changes_too.url
+                told[f"outside-{name}"] = {**told[name], "oauth": value}
+            yield told
 
 
 _OAUTH = {"provider": "other", "grant": "client_credentials", "client_id": "c", "client_secret": PLANTED}
@@ -380,10 +399,10 @@ async def test_no_password_anywhere(tmp_path: Path) -> None:
     data = tmp_path / "data"
     (tmp_path / "spool").mkdir()
 
+    planted = {"MPU_SECRET_PLANTED": PLANTED, "MPU_SECRET_PLANTED_KEY": json.dumps(PLANTED_KEY, indent=1)}
+
     def starting() -> Any:
-        return service(
-            data, tmp_path / "spool", MPU_ALLOWED_SMTP_PORTS="0", MPU_LOG_LEVEL="debug", MPU_SECRET_PLANTED=PLANTED
-        )
+        return service(data, tmp_path / "spool", MPU_ALLOWED_SMTP_PORTS="0", MPU_LOG_LEVEL="debug", **planted)
 
     async with servers() as accounts:
         running_service = starting()
@@ -452,7 +471,7 @@ async def _ask_for_everything(http: httpx.AsyncClient, answers: list[httpx.Respo
     document = (await http.get("/openapi.json")).json()
     for path, methods in document["paths"].items():
         if "get" in methods:
-            for name in ("refuses", "takes", "token-takes", "token-changes", "token-denied"):
+            for name in ("refuses", "takes", "token-takes", "token-changes", "outside-token-changes", "token-denied"):
                 answers.append(await http.get(path.replace("{name}", name)))
     for path in ("/queue/messages", "/history", "/audit", "/accounts", "/alerts", "/queue/reasons"):
         answers.append(await http.get(path, params={} if path in ("/alerts", "/queue/reasons") else {"limit": 500}))

@@ -28,6 +28,7 @@ _BEFORE_WORDS = re.compile(rb"(?:[!-9;-~]++[ \t]*+:)?[ \t]*+")
 _BLANKS = re.compile(rb"[ \t]*+")
 _LONE_CR = re.compile(rb"\r(?!\n)")
 _DOT_LINE = re.compile(rb"\n\.")
+_LONE_CR_OR_DOT_LINE = re.compile(rb"\r(?!\n(?:[^.]|\Z))")
 _COMMA_FIELDS = (b"to", b"cc", b"from", b"reply-to", b"resent-to", b"resent-cc")
 _SIGNED_TYPE = re.compile(
     rb"\s*(?:multipart/(?:signed|encrypted)|application/(?:x-)?pkcs7-(?:mime|signature))\b", re.IGNORECASE
@@ -274,7 +275,8 @@ class BodyScanner:
         """A piece that ends neither within a line end nor within two octets behind one."""
         if not data:
             return
-        if not _only_crlf(data):
+        canonical, dots = _line_ends(data)
+        if not canonical:
             self._canonical = False
             data = to_crlf(data)
         if not data.isascii():
@@ -284,7 +286,7 @@ class BodyScanner:
         long, self._line = long_line(data, self._line)
         self._long = self._long or long
         first = self._size == 0 and data[:1] == b"."
-        if first or _DOT_LINE.search(data) is not None:
+        if first or dots:
             self._count_dots(b"\n" + data if first else data)
         self._size += len(data)
         self._ends = data.endswith(b"\n")
@@ -332,21 +334,29 @@ class BodyNormaliser:
     def _normalise(self, data: bytes) -> bytes:
         if not data:
             return data
-        if not _only_crlf(data):
+        canonical, dots = _line_ends(data)
+        if not canonical:
             data = to_crlf(data)
         if self._unstuff:
             if self._start and data.startswith(b".."):
                 data = data[1:]
-            if _DOT_LINE.search(data) is not None:
+            if dots:
                 data = data.replace(b"\n..", b"\n.")
         self._start = False
         self._ends = data.endswith(b"\n")
         return data
 
 
-def _only_crlf(data: bytes) -> bool:
-    """Whether all line ends are CRLF. To look for one octet is much faster than for two (memchr)."""
-    return data.count(b"\n") == data.count(b"\r") and _LONE_CR.search(data) is None
+def _line_ends(data: bytes) -> tuple[bool, bool]:
+    """Whether all line ends are CRLF, and whether a dot may follow one.
+
+    To look for one octet is much faster than for two (memchr), and most mail needs to be looked through but once.
+    """
+    if data.count(b"\n") != data.count(b"\r"):
+        return False, True
+    if _LONE_CR_OR_DOT_LINE.search(data) is None:
+        return True, False
+    return _LONE_CR.search(data) is None, True
 
 
 def to_crlf(data: bytes) -> bytes:

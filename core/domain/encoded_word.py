@@ -1,15 +1,15 @@
 """Encoded words (RFC 2047): read for people, written where a server can't take raw octets in a header.
 
-Reading never fails and is bounded: what can't be decoded is shown as it is. Writing goes by field: phrases and comments
-in address fields, words elsewhere; MIME fields (Content-*) are not touched, their parameters have another syntax.
+Reading never fails and is bounded: what can't be decoded is shown as it is. It is our own, since what `email.header`
+makes of odd words differs from one Python to the next. Writing goes by field: phrases and comments in address fields,
+words elsewhere; MIME fields (Content-*) are not touched, their parameters have another syntax.
 """
 
 from __future__ import annotations
 
 import binascii
-import email.errors
-import email.header
 import re
+from itertools import groupby
 
 from core.domain.address import AddressError, parse_mailbox
 
@@ -30,6 +30,10 @@ _ADDRESS_TOKEN = re.compile(
     r"|.",
     re.DOTALL,
 )
+# charset, language (RFC 2231 section 5), encoding, text; blanks in the text are wrong, and common
+_WORD = re.compile(r"=\?([^?*\s]{1,64}+)(?:\*[^?*\s]{0,64}+)?\?([BbQq])\?([^?]*+)\?=")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*+={0,2}")
+_QUOTED = re.compile(rb"=([0-9A-Fa-f]{2})")
 _SPACE = re.compile(r"([ \t]++)")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
@@ -38,12 +42,51 @@ def decode_words(value: bytes) -> str:
     """An unstructured value as people read it, at most 2,000 octets of it."""
     value = value[:_READ_LIMIT]
     text = value.decode("utf-8", "replace") if _is_utf8(value) else value.decode("latin-1")
-    if "=?" not in text:
-        return text
-    try:
-        return str(email.header.make_header(email.header.decode_header(text)))
-    except (email.errors.HeaderParseError, LookupError, ValueError, binascii.Error):
-        return text
+    return _decoded(text) if "=?" in text else text
+
+
+def _decoded(text: str) -> str:
+    done: list[str] = []
+    run: list[tuple[str, bytes, str]] = []  # with nothing but white space between them: charset, octets, as written
+    end = 0
+    for match in _WORD.finditer(text):
+        octets = _octets(match[2], match[3])
+        if octets is None:
+            continue  # stays text
+        between = text[end : match.start()]
+        if not run or between.strip():
+            done += (_shown(run), between)
+            run = []
+        run.append((match[1].lower(), octets, match[0]))
+        end = match.end()
+    return "".join((*done, _shown(run), text[end:]))
+
+
+def _octets(encoding: str, text: str) -> bytes | None:
+    """What the text of a word stands for; None where it is not of that encoding (RFC 2047 section 4)."""
+    if not text.isascii():
+        return None
+    if encoding in "Qq":
+        return _QUOTED.sub(lambda match: bytes((int(match[1], 16),)), text.replace("_", " ").encode("ascii"))
+    text = "".join(text.split())
+    if not _BASE64.fullmatch(text):
+        return None
+    text = text.rstrip("=")
+    return binascii.a2b_base64(text + "=" * (-len(text) % 4)) if len(text) % 4 != 1 else None
+
+
+def _shown(run: list[tuple[str, bytes, str]]) -> str:
+    """White space between them is none (section 6.2); many writers part a character's octets between two words."""
+    done: list[str] = []
+    for charset, group in groupby(run, key=lambda word: word[0]):
+        words = list(group)
+        try:
+            text = b"".join(octets for _, octets, _ in words).decode(charset)
+            text.encode()  # halves of surrogate pairs are no text
+        except (LookupError, ValueError):
+            text = " ".join(written for _, _, written in words)
+        done.append(text)
+    return "".join(done)
 
 
 def encode_field(name: bytes, value: bytes) -> bytes | None:

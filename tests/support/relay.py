@@ -13,8 +13,10 @@ from typing import Any
 import httpx
 
 from api.app import create_app
+from core.delivery import Delivered
 from core.domain.account import Account, AuthMethod, Directory, Security
 from core.domain.clock import Clock
+from core.domain.outcome import Outcome
 from core.runtime.relay import Relay
 from core.settings import Settings
 from core.store import accounts, directories
@@ -39,15 +41,26 @@ def account(server: SmtpServer, name: str = "main", **changes: Any) -> Account:
     return replace(base, **changes)
 
 
+class CountingRelay(Relay):
+    """Counts the mails that went out, whichever run took them."""
+
+    sent_mails = 0
+
+    def _on_delivered(self, directory: Directory, delivered: Delivered) -> None:
+        super()._on_delivered(directory, delivered)
+        self.sent_mails += delivered.outcome is Outcome.SENT
+
+
 @dataclass
 class Bench:
     """A running relay and the ways in."""
 
-    relay: Relay
+    relay: CountingRelay
     http: httpx.AsyncClient
     root: Path
     settings: Settings
     paths: dict[str, Path] = field(default_factory=dict)
+    _sent_before: int = 0  # by the end of the last drain
 
     def drop(self, name: str, data: bytes, directory: str = "pickup") -> Path:
         """Write as .NET does: under the final name, closed at the end."""
@@ -64,7 +77,18 @@ class Bench:
         answer = await self.http.post("/drain", json={"timeout_seconds": 60, **body})
         assert answer.status_code == 200, answer.text
         result: dict[str, Any] = answer.json()
+        self._sent_before = self.relay.sent_mails
         return result
+
+    async def sends(self, count: int, **body: Any) -> None:
+        """Drain: so many mails have gone out since the drain before.
+
+        Through this one or the run that an edit or the clock woke beside it, which its own count leaves out.
+        """
+        before = self._sent_before
+        await self.drain(**body)
+        await until(lambda: self.relay.sent_mails - before >= count, f"{count} sent")
+        assert self.relay.sent_mails - before == count
 
     async def get(self, path: str, **query: Any) -> Any:
         """A GET that must succeed."""
@@ -116,7 +140,7 @@ async def running(
     if pickups is None:
         names = tuple(a.name for a in account_values)
         pickups = [Directory("pickup", str(root / "spool" / "pickup"), names, watch=watch)]
-    relay = Relay(settings, clock=clock)
+    relay = CountingRelay(settings, clock=clock)
     app = create_app(settings, relay)
     app.state.relay = relay
     headers = {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"} if settings.api_key else {}

@@ -22,7 +22,7 @@ from core.runtime.instance import DataDirLock
 from core.runtime.sandbox import Sandbox
 from core.store import accounts, directories
 from core.store.store import Store
-from tests.support.command import mpu
+from tests.support.command import mpu, mpu_apart
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -338,13 +338,13 @@ def test_root_goes_on_as_the_owner_of_the_data_directory() -> None:
         (data / "mpu.lock").unlink()
         for path in (Path(folder), data, *data.iterdir()):
             os.chown(path, 12345, 12345)
-        child = os.fork()
-        if child == 0:  # there is no way back from being somebody else
-            try:
-                mpu("key", "create", "x", "-o", data / "key", "--data-dir", data)
-            finally:
-                os._exit(0)
-        os.waitpid(child, 0)
+        other = Path(folder) / "other"
+        other.mkdir()
+        commands = [
+            ("migrate", "--data-dir", other),
+            *(("key", "create", "x", "-o", folder / "key", "--data-dir", folder) for folder in (other, data)),
+        ]
+        assert mpu_apart(*commands) == 0
         assert {path.name: path.stat().st_uid for path in data.iterdir()} == {
             "mpu.sqlite3": 12345,
             "database-made": 12345,

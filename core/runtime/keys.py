@@ -1,13 +1,17 @@
 """API keys: who may call. The store keeps their SHA-256; the key itself is shown once.
 
-Looked up anew for each request, so that a key deleted by another process (the command line) is refused at once.
+A key that was found is taken for SEEN_SECONDS without another look into the database: a look is a turn of the reader
+threads, which a drain leaves little time to. A key deleted here is refused at once, one deleted by another process (the
+command line) within that time. What was not found is looked for each time.
 `last_used_at` is written at most once a minute, behind the request.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlmodel import Session
 
@@ -20,6 +24,15 @@ from core.store.keys import KeyRecord
 from core.store.store import Store
 
 USED_EVERY_SECONDS = 60.0
+SEEN_SECONDS = 1.0  # after which a key is looked up again
+SEEN_KEYS = 1000  # at most; then all are looked up again
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    digest: str
+    record: KeyRecord
+    at: float  # monotonic, before it was looked up
 
 
 class Keys:
@@ -30,15 +43,32 @@ class Keys:
         self._audit = audit
         self._clock = clock
         self._noted: dict[int, float] = {}  # key -> when its use was written last
+        self._seen: dict[str, _Seen] = {}  # by digest
+        self._deletions = 0
 
     async def authenticate(self, presented: str) -> Actor | None:
         """Who that key stands for; None: unknown or expired."""
+        record = await self._find(keys.digest(presented))
         now = self._clock.now()
-        record = await self._store.read(lambda session: keys.authenticate(session, presented, now=now))
-        if record is None:
+        if record is None or not keys.valid(record, now):
             return None
         self._note_use(record, now)
         return Actor(record.id, record.name, frozenset(map(Scope, record.scopes)), record.directories)
+
+    async def _find(self, digest: str) -> KeyRecord | None:
+        began = self._clock.monotonic()
+        seen = self._seen.get(digest)
+        if seen is not None and began - seen.at < SEEN_SECONDS and hmac.compare_digest(seen.digest, digest):
+            return seen.record
+        deletions = self._deletions
+        record = await self._store.read(lambda session: keys.by_digest(session, digest))
+        if record is None:
+            self._seen.pop(digest, None)
+        elif deletions == self._deletions:  # else it may have been read before it was deleted
+            if len(self._seen) >= SEEN_KEYS:
+                self._seen.clear()
+            self._seen[digest] = _Seen(digest, record, began)
+        return record
 
     def _note_use(self, record: KeyRecord, now: float) -> None:
         before = self._noted.get(record.id, record.last_used_at or 0.0)
@@ -89,7 +119,11 @@ class Keys:
             record = keys.delete(session, key_id, now=self._clock.now())
             self._audit.within(session, actor, "key.delete", str(key_id), {"name": [record.name, None]})
 
-        await self._store.write(write)
+        try:
+            await self._store.write(write)
+        finally:  # an error leaves it open whether the key is gone
+            self._deletions += 1
+            self._seen.clear()
         self._noted.pop(key_id, None)
 
 

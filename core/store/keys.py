@@ -54,7 +54,7 @@ def create(
     row = ApiKeyRow(
         name=name,
         prefix=secret[:shown],
-        hash=_hash(secret),
+        hash=digest(secret),
         scopes=list(scopes),
         directories=list(directories),
         created_at=to_database(now),
@@ -67,13 +67,21 @@ def create(
 
 def authenticate(session: Session, secret: str, *, now: float) -> KeyRecord | None:
     """The key, None if it is unknown or expired."""
-    hashed = _hash(secret)
+    found = by_digest(session, digest(secret))
+    return found if found is not None and valid(found, now) else None
+
+
+def by_digest(session: Session, hashed: str) -> KeyRecord | None:
+    """The key with this digest, expired or not."""
     row = session.exec(select(ApiKeyRow).where(ApiKeyRow.hash == hashed)).one_or_none()
     if row is None or not hmac.compare_digest(row.hash, hashed):
         return None
-    if row.expires_at is not None and row.expires_at <= to_database(now):
-        return None
     return _record(row)
+
+
+def valid(record: KeyRecord, now: float) -> bool:
+    """Whether it has not expired."""
+    return record.expires_at is None or record.expires_at > now
 
 
 def used(session: Session, key_id: int, *, at: float) -> None:
@@ -117,10 +125,11 @@ def delete(session: Session, key_id: int, *, now: float) -> KeyRecord:
 
 
 def _administers(record: KeyRecord, now: float) -> bool:
-    return _ADMIN in record.scopes and (record.expires_at is None or record.expires_at > now)
+    return _ADMIN in record.scopes and valid(record, now)
 
 
-def _hash(secret: str) -> str:
+def digest(secret: str) -> str:
+    """What the database has of a key: its SHA-256, in hexadecimal digits."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 

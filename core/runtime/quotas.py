@@ -110,8 +110,8 @@ class Quota:
                 if at - now > PATIENCE_SECONDS:
                     return False
                 self._refused = True
-                self._changed()
                 self._at_door = asyncio.get_running_loop().create_future()
+                self._changed()  # it may open in this moment, and knock
                 await self._at_door
             return False
 

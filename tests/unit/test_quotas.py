@@ -135,6 +135,31 @@ async def test_a_moment_is_waited_for_at_the_door(bench: Bench, away: float, wai
     assert (first.done(), first.result()) == (True, True)
 
 
+class TickingClock(ManualClock):
+    """Goes on a little whenever it is looked at."""
+
+    def monotonic(self) -> float:
+        self.advance(0.001)
+        return self.stood_at
+
+    @property
+    def stood_at(self) -> float:
+        return super().monotonic()
+
+
+async def test_room_that_is_free_in_the_moment_of_the_knock_is_not_waited_for_in_vain() -> None:
+    clock = TickingClock()
+    quotas = Quotas(clock=clock, on_open=lambda _: None)
+    quota = quotas.set(Account("out", "smtp.example.com", messages_per_minute=1))
+    assert quota is not None
+    quota.settle(quota.reserve(1), 1)
+    opens_at = quota.meter.refused(clock.stood_at)
+    assert opens_at is not None
+    clock.advance(opens_at - clock.stood_at - 0.0015)  # shut at the first look, open at the second
+    assert await asyncio.wait_for(quota.wait(), 5)
+    quotas.close()
+
+
 async def test_at_the_door_the_first_goes_first_and_nobody_waits_for_what_is_far(bench: Bench) -> None:
     quota = bench.quota(messages_per_minute=1)
     bench.send(quota)

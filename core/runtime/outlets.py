@@ -37,6 +37,7 @@ from core.domain.senders import SendAs, send_as, sender_key
 from core.errors import NotFound
 from core.runtime.quotas import THROTTLED, Quota, Quotas
 from core.runtime.refused_senders import RefusedSenders
+from core.store.slowdowns import Slowed
 from core.transport.base import Transport
 
 log = structlog.get_logger()
@@ -357,8 +358,9 @@ class Outlets:
         """All accounts, sorted."""
         return sorted(self._outlets)
 
-    def set(self, account: Account, pause: Pause | None = None) -> None:
+    def set(self, account: Account, pause: Pause | None = None, slowed: Slowed | None = None) -> None:
         """Add or replace an account. `pause`: of a new one; others keep theirs, and an edit ends the service's.
+        Likewise `slowed`, but that no edit ends it.
 
         Without a difference nothing happens: no reconnect.
         """
@@ -370,6 +372,8 @@ class Outlets:
             if pause is not None:
                 outlet.circuit = Circuit.stored(pause)
             self._outlets[account.name] = outlet
+            if slowed is not None:
+                self.quotas.slow_as(account, slowed)
             self._hold_back(outlet, self.quotas.set(account))
             self._arm(account.name, outlet)
             return

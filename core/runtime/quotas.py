@@ -20,8 +20,9 @@ from sqlmodel import Session
 from core.domain.account import Account
 from core.domain.blame import TOO_FAST
 from core.domain.clock import Clock
-from core.domain.limits import NONE, PATIENCE_SECONDS, FewerConnections, Limits, Meter, Reservation, fewer
+from core.domain.limits import NONE, PATIENCE_SECONDS, FewerConnections, Limits, Meter, Reservation, Slowdown, fewer
 from core.store import usage
+from core.store.slowdowns import Slowed
 from core.store.usage import Used
 
 log = structlog.get_logger()
@@ -132,6 +133,31 @@ class Quota:
             connections=self.most_connections(setting),
             remedy="nothing to do: it creeps back by itself",
         )
+
+    def slowed_as(self) -> Slowed | None:
+        """What it is slowed down to, for the next start; None: it isn't."""
+        if not self.slowed:
+            return None
+        slowdown, connections = self.meter.slowdown, self.connections
+        ahead = self._clock.now() - self._clock.monotonic()
+        return Slowed(
+            rate=slowdown.rate if slowdown is not None else None,
+            rate_since=slowdown.since + ahead if slowdown is not None else None,
+            top=slowdown.top if slowdown is not None else None,
+            connections=connections.most if connections is not None else None,
+            connections_since=connections.since + ahead if connections is not None else None,
+        )
+
+    def slow_as(self, before: Slowed) -> None:
+        """As it was in an earlier life; what has crept back since then is forgotten at the next look."""
+        now, wall = self._clock.monotonic(), self._clock.now()
+        if before.rate is not None and before.top is not None:
+            since = now - max(wall - (before.rate_since or 0.0), 0.0)  # a clock that was set back: as if just now
+            self.meter.slowdown = Slowdown(before.rate, since, before.top)
+        if before.connections is not None:
+            since = now - max(wall - (before.connections_since or 0.0), 0.0)
+            self.connections = FewerConnections(before.connections, since)
+        self._changed()
 
     def most_connections(self, setting: int) -> int | None:
         """How many for the time being; None: as many as its settings say."""
@@ -259,10 +285,21 @@ def used_by(session: Session, accounts: Iterable[Account], now: float) -> dict[s
 class Quotas:
     """Of all accounts that have limits, or are slowed down. `on_open`: one more message may go through the account."""
 
-    def __init__(self, *, clock: Clock, on_open: Callable[[str], None], restored: bool = True) -> None:
-        """`restored` False: `restore` comes before the first message, and tells what is counted until then too."""
+    def __init__(
+        self,
+        *,
+        clock: Clock,
+        on_open: Callable[[str], None],
+        on_slowed: Callable[[str], None] = lambda _: None,
+        restored: bool = True,
+    ) -> None:
+        """`restored` False: `restore` comes before the first message, and tells what is counted until then too.
+
+        `on_slowed` is told the name of an account whose server asked for fewer messages or connections.
+        """
         self._clock = clock
         self._on_open = on_open
+        self._on_slowed = on_slowed
         self._quotas: dict[str, Quota] = {}
         self._before: Mapping[str, Iterable[Used]] | None = {} if restored else None
         self._closed = False
@@ -314,7 +351,17 @@ class Quotas:
         """Its server says that it goes too fast (THROTTLED)."""
         quota = self._quotas.get(account.name) or self._make(account.name)
         quota.throttled(code, reached=reached, connections=connections, setting=account.max_connections)
+        self._on_slowed(account.name)
         return quota
+
+    def slow_as(self, account: Account, before: Slowed) -> None:
+        """It was slowed down so in an earlier life. Before it is `set`."""
+        (self._quotas.get(account.name) or self._make(account.name)).slow_as(before)
+
+    def slowed(self, name: str) -> Slowed | None:
+        """What the account is slowed down to; None: it isn't."""
+        quota = self._quotas.get(name)
+        return None if quota is None else quota.slowed_as()
 
     def remove(self, name: str) -> None:
         """Nothing holds the account back any more."""

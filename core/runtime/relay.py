@@ -53,6 +53,7 @@ from core.runtime.reasons import Reasons
 from core.runtime.runtime_settings import RuntimeSettings
 from core.runtime.sandbox import Sandbox
 from core.runtime.secret_sources import SecretSources
+from core.runtime.slowdowns import Slowdowns
 from core.runtime.tokens import Tokens, stored_in
 from core.runtime.transports import transport_of
 from core.runtime.views import HealthPart, HealthView, VersionView
@@ -185,14 +186,16 @@ class Relay:
         self.history = History(store)
         remember = stored_in(store.ledger, store.secrets)
         self.tokens = Tokens(settings, clock, remember, StoredFollowers(store, clock))
+        self.slowdowns = Slowdowns(store)
         self.outlets = Outlets(
             clock=clock,
             chance=self._chance,
             make_transport=lambda account: transport_of(account, settings, clock, self.tokens),
             remember=self._remember_account,
             on_open=on_open,
-            quotas=Quotas(clock=clock, on_open=on_open, restored=False),
+            quotas=Quotas(clock=clock, on_open=on_open, on_slowed=self.slowdowns.changed, restored=False),
         )
+        self.slowdowns.of(self.outlets.quotas)
         self.delivery = Delivery(
             self.outlets,
             _Gate(store),
@@ -269,7 +272,7 @@ class Relay:
 
         accounts, directories, relay_pause, routes = await self.store.read(load)
         for record in accounts:
-            self.outlets.set(record.account, record.pause)
+            self.outlets.set(record.account, record.pause, record.slowed)
         self.outlets.set_sender_routes(routes)
         self.inlets.restore_relay_pause(relay_pause)
         for record in directories:
@@ -488,6 +491,9 @@ class Relay:
             await asyncio.gather(self._watching, return_exceptions=True)
         self.watcher.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self.slowdowns.close()
         with contextlib.suppress(TimeoutError):  # a database that fails: the directory's log tells the next start
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self.store.ledger.flush()

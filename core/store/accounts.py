@@ -28,6 +28,7 @@ from core.store import sender_routes
 from core.store.epoch import from_database, optional_from_database, to_database
 from core.store.pauses import Pause, of_row
 from core.store.secrets import Secrets, SecretUnreadable, oauth_purpose_of, purpose_of
+from core.store.slowdowns import Slowed, of_stored
 from core.store.tables import AccountRow, DirectoryAccountRow
 
 _PLAIN = (
@@ -78,6 +79,7 @@ class AccountRecord:
     oauth_lost: bool  # as password_lost
     oauth_first: str | None = field(repr=False)  # the refresh token that somebody gave, where the provider changed it
     pause: Pause | None  # over or not: ask in_force
+    slowed: Slowed | None = None  # by its server, over or not
 
 
 def load(session: Session, secrets: Secrets) -> list[AccountRecord]:
@@ -319,4 +321,5 @@ def _record(row: AccountRow, secrets: Secrets) -> AccountRecord:
         oauth_lost,
         oauth_first,
         of_row(row),
+        of_stored(row.slowed),
     )

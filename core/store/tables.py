@@ -86,6 +86,7 @@ class AccountRow(PausedRow, table=True):
     messages_per_day: int | None = None
     recipients_per_day: int | None = None
     reply_rules: list[dict[str, Any]] = Field(sa_type=sa.JSON)
+    slowed: dict[str, Any] | None = Field(default=None, sa_type=sa.JSON)  # by its server (slowdowns.py); no setting
     version: (
         int  # grows with every change of the settings; starts at the time of creation, so that it never comes again
     )

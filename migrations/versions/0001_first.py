@@ -54,6 +54,7 @@ def upgrade() -> None:
         sa.Column("messages_per_day", sa.Integer(), nullable=True),
         sa.Column("recipients_per_day", sa.Integer(), nullable=True),
         sa.Column("reply_rules", sa.JSON(), nullable=False),
+        sa.Column("slowed", sa.JSON(), nullable=True),
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.Integer(), nullable=False),
         sa.Column("updated_at", sa.Integer(), nullable=False),

@@ -86,7 +86,7 @@ async def test_smtp_sink_of_postfix(tmp_path: Path, options: list[str], unused_t
             await until(lambda: _whole(dump) and not bench.names(), "delivery")
     finally:
         process.terminate()
-        await process.wait()
+        await asyncio.wait_for(process.wait(), 10)
         text = _whole(dump)
         shutil.rmtree(dump)
     assert "X-Mail-Args: <shop@example.com>" in text

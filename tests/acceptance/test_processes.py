@@ -154,6 +154,6 @@ def test_an_open_drain_answers_that_it_was_stopped(tmp_path: Path) -> None:
                 answer = asking.submit(running.post, "/drain")
                 wait_until(lambda: _drains_started(running) == 2, "the second drain")
                 running.process.terminate()
-                body = answer.result()
+                body = answer.result(60)
             assert body["stopped"] is True
             assert running.process.wait(30) == 0

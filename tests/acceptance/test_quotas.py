@@ -461,9 +461,10 @@ async def test_those_in_line_do_not_go_once_the_account_is_paused(tmp_path: Path
             await bench.http.post("/accounts/first/resume")
             bench.drop("9.eml", mail(9))  # on trial, and let through
             last = asyncio.create_task(bench.drain())
-            while not last.done():
-                await pass_time(bench, clock, 0.5)
-                await asyncio.wait([last], timeout=0.05)
+            async with asyncio.timeout(30):
+                while not last.done():
+                    await pass_time(bench, clock, 0.5)
+                    await asyncio.wait([last], timeout=0.05)
             assert len(first.counts) == 2
 
 

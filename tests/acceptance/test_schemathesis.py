@@ -70,7 +70,7 @@ class Service:
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self._server: uvicorn.Server | None = None
-        self._thread = threading.Thread(target=self._run, name="service")
+        self._thread = threading.Thread(target=self._run, name="service", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -104,7 +104,9 @@ class Service:
             }
         )
         async with SmtpServer() as sink:
-            config = uvicorn.Config(create_app(start, Relay(start)), port=0, log_config=None, lifespan="on")
+            config = uvicorn.Config(
+                create_app(start, Relay(start)), port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=5
+            )
             self._server = uvicorn.Server(config)
             serving = asyncio.create_task(self._server.serve())
             while not self._server.started and not serving.done():

@@ -81,7 +81,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
         finally:
             if process.poll() is None:
                 process.kill()
-            process.wait()
+            process.wait(PATIENCE_SECONDS)
 
 
 def test_from_the_file_to_the_sandbox_and_a_clean_end(service: Service, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from core.runtime.relay import Relay
 from tests.support.relay import settings_for
 
 CHROMIUM = shutil.which("chromium")
+BROWSER_SECONDS = 100  # many of the browser's own calls wait without a bound
 
 pytestmark = [
     pytest.mark.browser,
@@ -29,20 +30,28 @@ async def served(root: Path) -> AsyncIterator[tuple[str, str]]:
     """The address of a whole application, and its key."""
     settings = settings_for(root, demo=True, pickup_roots=(root,))
     server = uvicorn.Server(
-        uvicorn.Config(create_app(settings, Relay(settings)), port=0, log_config=None, lifespan="on")
+        uvicorn.Config(
+            create_app(settings, Relay(settings)),
+            port=0,
+            log_config=None,
+            lifespan="on",
+            timeout_graceful_shutdown=5,
+        )
     )
     serving = asyncio.create_task(server.serve())
     while not server.started:
         assert not serving.done()
         await asyncio.sleep(0.01)
     assert settings.api_key is not None
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", settings.api_key.get_secret_value()
-    server.should_exit = True
-    await serving
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}", settings.api_key.get_secret_value()
+    finally:
+        server.should_exit = True
+        await asyncio.wait_for(serving, 30)
 
 
 async def test_swagger_and_the_sandbox_in_a_browser(tmp_path: Path) -> None:
-    async with served(tmp_path) as (url, key), async_playwright() as playwright:
+    async with asyncio.timeout(BROWSER_SECONDS), served(tmp_path) as (url, key), async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = await browser.new_page()
         asked: list[str] = []

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from core.runtime.clock import SystemClock
 from tests.chaos.child import (
+    PATIENCE_SECONDS,
     Place,
     directory_at,
     faults_in,
@@ -65,7 +66,10 @@ def peers(plan: Plan) -> list[Row]:
         shutil.copytree(place.data, other / "data")
         second = Place(other, place.pickup, other / "data")
         survivor = serving(place, settings=place.settings(look_ahead=LOOK_AHEAD))
+        begun = time.monotonic()
         while not place.logs_left():
+            if time.monotonic() > begun + PATIENCE_SECONDS:
+                raise TimeoutError(f"the survivor does not begin:\n{place.log.read_text()[-3000:]}")
             time.sleep(0.01)
         share = len(mails) // row.runs
         for number in range(row.runs):

@@ -111,7 +111,7 @@ def server(ledger: Path, *, round_trip_seconds: float = 0.0, chunking: bool = Fa
         yield int(process.stdout.readline())
     finally:
         process.kill()
-        process.wait()
+        process.wait(30)
         process.stdout.close()
 
 

@@ -38,7 +38,7 @@ def test_promises_are_kept_on_a_small_scale(tmp_path: Path, share: str) -> None:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=140,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -19,6 +19,7 @@ from core.domain.account import Security
 from core.domain.reply import Phase, Reply
 from core.smtp.dialogue import FailureKind, Target, Timeouts, TransactionResult
 from core.smtp.pool import Pool
+from tests.support.relay import until
 from tests.support.smtp_mail import MAIL, SHORT, Octets, To, Told, target
 from tests.support.smtp_server import (
     DEFAULT_EXTENSIONS,
@@ -380,8 +381,7 @@ async def test_a_connection_that_closes_while_a_turn_is_out_was_not_tried() -> N
     async with SmtpServer() as server, pool_to(server) as pool:
         turn = await pool.turn()
         server.drop()
-        while pool.connections:
-            await asyncio.sleep(0.001)
+        await until(lambda: not pool.connections, "the end of the connection")
         told = Told()
         result = await turn.send(told.transaction)
         assert result.reused_dead
@@ -404,8 +404,7 @@ async def test_cancelled_before_the_dot_it_closes_and_after_it_the_reply_is_told
     async with SmtpServer(Script(mail={"*": Hang()})) as server, pool_to(server) as pool:
         told = Told()
         task = asyncio.create_task(send(pool, told))
-        while not server.commands[1:]:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.commands[1:] or task.done(), "MAIL")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -414,11 +413,9 @@ async def test_cancelled_before_the_dot_it_closes_and_after_it_the_reply_is_told
         server.script = Script(dot=Late(0.05, "250 2.0.0 taken"))
         told = Told()
         task = asyncio.create_task(send(pool, told))
-        while not told.begun:
-            await asyncio.sleep(0.001)
+        await until(lambda: told.begun or task.done(), "the final dot")
         task.cancel()
-        while not told.results:
-            await asyncio.sleep(0.001)
+        await until(lambda: told.results, "its reply")
         assert code(told.results[0].final_reply) == 250
 
 
@@ -483,6 +480,7 @@ async def test_a_storm_of_refusals_loses_and_doubles_nothing(way: str) -> None:
 def _serve_to_354(listener: socket.socket, served: list[socket.socket]) -> None:
     """A server of one connection that stops behind its 354."""
     peer, _ = listener.accept()
+    peer.settimeout(10)
     served.append(peer)
     peer.sendall(b"220 mx\r\n")
     peer.recv(1000)
@@ -515,9 +513,10 @@ def test_a_refusal_that_lies_unread_when_a_write_fails_counts(run: Any) -> None:
         return result
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=_serve_to_354, args=(listener, served))
+        listener.settimeout(10)
+        thread = threading.Thread(target=_serve_to_354, args=(listener, served), daemon=True)
         thread.start()
         result = run(scenario(listener.getsockname()[1]))
-        thread.join()
+        thread.join(10)
     assert result.failure is None
     assert code(result.final_reply) == 552

@@ -298,6 +298,7 @@ async def test_a_restore_that_is_killed_at_any_step_leaves_the_old_or_none_and_c
         subprocess.check_output,
         [sys.executable, "-c", KILLED, str(tmp_path), str(original), str(copy)],
         text=True,
+        timeout=100,
         cwd=Path(__file__).parents[2],
     )
     codes = [int(line.split()[1]) for line in output.splitlines()]

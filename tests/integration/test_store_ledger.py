@@ -91,7 +91,7 @@ class Locked:
 
     def let_go(self) -> None:
         if self._child.returncode is None:
-            self._child.communicate("\n")
+            self._child.communicate("\n", timeout=30)
 
 
 @pytest.fixture

@@ -155,6 +155,7 @@ async def test_a_rotation_that_is_killed_at_any_step_loses_no_password(tmp_path:
         subprocess.check_output,
         [sys.executable, "-c", KILLED, str(tmp_path), str(original)],
         text=True,
+        timeout=100,
         cwd=Path(__file__).parents[2],
     )
     codes = [int(line.split()[1]) for line in output.splitlines()]

@@ -62,12 +62,12 @@ def http_answers() -> Iterator[Answers]:
             return
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     answers.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:
         yield answers
     finally:
         server.shutdown()
-        thread.join()
+        thread.join(10)
         server.server_close()

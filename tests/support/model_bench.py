@@ -34,6 +34,7 @@ NUMBER = re.compile(rb"^Subject: mail (\d+)\r$", re.MULTILINE)
 MTIME = 1_790_000_000
 OCTETS = 600
 STEADY_LOOKS = 4
+CALM_SECONDS = 60.0  # much longer than anything takes: a relay that never comes to rest has a fault
 DOT_REPLIES = {
     Fate.DOT_LATER: "451 4.3.0 later",
     Fate.DOT_NEVER: "554 5.6.0 no",
@@ -268,13 +269,14 @@ class ModelBench:
     async def settled(self) -> None:
         """Until the relay has nothing to do without anything new."""
         calm = 0
-        while calm < 2:
-            busy = self._busy()
-            calm = 0 if busy else calm + 1
-            await asyncio.sleep(0.001 if busy else 0)
-            if not busy:
-                await self.relay.store.ledger.flush()
-                await asyncio.gather(*self.relay._tasks, *self.relay.outlets._closing)
+        async with asyncio.timeout(CALM_SECONDS):
+            while calm < 2:
+                busy = self._busy()
+                calm = 0 if busy else calm + 1
+                await asyncio.sleep(0.001 if busy else 0)
+                if not busy:
+                    await self.relay.store.ledger.flush()
+                    await asyncio.gather(*self.relay._tasks, *self.relay.outlets._closing)
 
     def _busy(self) -> bool:
         relay, scheduler = self.relay, self.relay.scheduler

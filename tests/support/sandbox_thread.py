@@ -21,7 +21,7 @@ def sandbox_in_thread() -> Iterator[Sandbox]:
         await asyncio.to_thread(ended.wait)
         await sandbox.stop()
 
-    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
     thread.start()
     assert started.wait(10)
     try:
@@ -29,3 +29,4 @@ def sandbox_in_thread() -> Iterator[Sandbox]:
     finally:
         ended.set()
         thread.join(10)
+        assert not thread.is_alive(), "the sandbox does not stop"

@@ -46,7 +46,7 @@ class Service:
     def kill(self) -> None:
         """As a power cut of this one process."""
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
+        self.process.wait(PATIENCE_SECONDS)
 
     def stop(self) -> int:
         """As systemd does; the exit code."""
@@ -89,7 +89,7 @@ def service(data_dir: Path, root: Path, wrapper: Sequence[str] = (), **settings:
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait()
+        process.wait(PATIENCE_SECONDS)
 
 
 @contextmanager
@@ -106,7 +106,7 @@ def mail_server(ledger: Path, *options: str) -> Iterator[int]:
         yield int(process.stdout.readline())
     finally:
         process.kill()
-        process.wait()
+        process.wait(PATIENCE_SECONDS)
         if process.stdout is not None:
             process.stdout.close()
 

@@ -181,6 +181,7 @@ class LoginTry:
 _PATH = re.compile(r"(?:FROM|TO):\s*<((?:\"(?:[^\"\\]|\\.)*\"|[^>\"])*)>\s*(.*)", re.IGNORECASE)
 _MESSAGE_ID = re.compile(rb"^message-id:\s*(\S+)", re.IGNORECASE | re.MULTILINE)
 _MAX_LINE = 16384
+STOP_SECONDS = 10.0
 
 
 class Session(asyncio.Protocol):
@@ -415,6 +416,9 @@ class Session(asyncio.Protocol):
                 self.transport.abort()
             self.server.live.discard(self)
             return
+        except asyncio.CancelledError:  # cut off in a handshake, nobody is told that the connection is lost
+            self.server.live.discard(self)
+            raise
         self.transport = transport
         self.encrypted = True
         self._stopped = False
@@ -776,11 +780,12 @@ class SmtpServer:
         for _ in range(5):  # what was accepted is made known by then
             self.drop()
             await asyncio.sleep(0)
-        while self.live or self.tasks:
-            self.drop()
-            await asyncio.sleep(0)
-            for task in self.tasks:
-                task.cancel()
+        async with asyncio.timeout(STOP_SECONDS):
+            while self.live or self.tasks:
+                self.drop()
+                await asyncio.sleep(0)
+                for task in self.tasks:
+                    task.cancel()
         if self._ledger is not None:
             os.close(self._ledger)
             self._ledger = None
@@ -825,7 +830,7 @@ class ThreadedSmtpServer:
 
     def __enter__(self) -> SmtpServer:
         self._thread.start()
-        self._started.wait(10)
+        assert self._started.wait(10)
         return self.server
 
     def __exit__(self, *exc: object) -> None:

@@ -159,7 +159,7 @@ async def test_a_write_that_is_slow_outlives_the_fetch(server: TokenServer, monk
     source = tokens.source(account_at(server))
     assert source is not None
     waiting = asyncio.create_task(source())
-    await memory.asked.wait()
+    await asyncio.wait_for(memory.asked.wait(), 10)
     closing = asyncio.create_task(tokens.close())
     with pytest.raises(ConnectFailed, match="stopping"):
         await waiting
@@ -174,7 +174,7 @@ async def test_a_stop_does_not_wait_for_what_changes_nothing(server: TokenServer
     source = tokens.source(with_oauth(account_at(server), grant=OAuthGrant.CLIENT_CREDENTIALS, refresh_token=None))
     assert source is not None
     waiting = asyncio.create_task(source())
-    await server.asked.wait()
+    await asyncio.wait_for(server.asked.wait(), 10)
     began = asyncio.get_running_loop().time()
     await tokens.close()
     assert asyncio.get_running_loop().time() - began < CLOSE_SECONDS

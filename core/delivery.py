@@ -70,6 +70,8 @@ log = structlog.get_logger()
 
 _LAST_SECOND = 253_402_300_799  # of the year 9999: file systems know later ones
 READ_INLINE_BYTES = 1 << 18  # larger files are read in a thread
+KEPT_BYTES = 1 << 20  # files up to this size stay in memory from the first look until they are sent,
+KEPT_BYTES_ALL = 32 << 20  # as long as all larger ones than those read inline have no more than this
 LARGE_AT_ONCE = 2  # one reads, one looks through what it read, with the interpreter: more only keep the loop from it
 
 
@@ -231,6 +233,7 @@ class _Work:
     tried: frozenset[str] = frozenset()
     route: Route | None = None
     settled: bool = False  # handed to the ledger: no longer ours to close
+    kept: int = 0  # octets of what is kept in memory
 
     @property
     def sidecar(self) -> Sidecar | None:
@@ -274,6 +277,7 @@ class Delivery:
         self._host_name = host_name
         self._limits = limits or Limits()
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._kept = 0  # octets of large files that are kept in memory
 
     # --- a message that waits ---
 
@@ -289,16 +293,15 @@ class Delivery:
             return await self._reject(spool, directory, opened, opened.reject)
         try:
             if opened.size <= READ_INLINE_BYTES:
-                prepared = self._read(spool, directory, opened)
+                prepared, kept = self._read(spool, directory, opened), 0
             else:
-                async with self._large:
-                    prepared = await asyncio.to_thread(self._read, spool, directory, opened)
+                prepared, kept = await self._read_large(spool, directory, opened)
         except MessageRejected as rejection:
             return await self._reject(spool, directory, opened, rejection)
         except BaseException:
             spool.release(opened)
             raise
-        work = _Work(spool, directory, opened, prepared, settling)
+        work = _Work(spool, directory, opened, prepared, settling, kept=kept)
         try:
             return await self._finish(work)
         except MessageRejected as rejection:
@@ -311,6 +314,7 @@ class Delivery:
                 raise
             return await self._settle(work)
         finally:
+            self._let_go(work)
             if work.claim is None:
                 spool.release(opened)
             elif not work.settled:
@@ -330,7 +334,25 @@ class Delivery:
         else:
             work.spool.put_back_now(claim)
 
-    def _read(self, spool: DirectorySpool, directory: Directory, opened: Opened) -> Prepared:
+    async def _read_large(self, spool: DirectorySpool, directory: Directory, opened: Opened) -> tuple[Prepared, int]:
+        """Read it in a thread; and how many octets of it are kept in memory, where there is room for them."""
+        async with self._large:
+            size = opened.size
+            kept = size if size <= KEPT_BYTES and self._kept + size <= KEPT_BYTES_ALL else 0
+            self._kept += kept
+            try:
+                return await asyncio.to_thread(self._read, spool, directory, opened, kept), kept
+            except BaseException:
+                self._kept -= kept
+                raise
+
+    def _let_go(self, work: _Work) -> None:
+        """What it keeps in memory isn't needed any more."""
+        work.prepared.let_go()
+        self._kept -= work.kept
+        work.kept = 0
+
+    def _read(self, spool: DirectorySpool, directory: Directory, opened: Opened, keep_bytes: int = 0) -> Prepared:
         identity = opened.identity
         prepared = prepare(
             opened.fd,
@@ -341,6 +363,7 @@ class Delivery:
             max_header_bytes=self._limits.max_header_bytes,
             max_recipients=directory.max_recipients,
             name=identity.name,
+            keep_octets=keep_bytes,
         )
         if prepared.dot_proof is not None:
             with contextlib.suppress(StorageFull):  # the next such file proves it again
@@ -577,7 +600,7 @@ class Delivery:
             disposer=work.spool,
         )
         work.settled = True
-        work.prepared.let_go()
+        self._let_go(work)
         return await self._commit(work, settlement, entry, now)
 
     async def _commit(self, work: _Work, settlement: Settlement, entry: Entry, now: float) -> Delivered:

@@ -26,6 +26,7 @@ _WINDOW = MAX_LINE_OCTETS + 2
 _TERMINATOR = re.compile(rb"(?:(?<=[\r\n])|\A)\.(?:[\r\n][ \t\r\n]*+)?\Z")
 _BEFORE_WORDS = re.compile(rb"(?:[!-9;-~]++[ \t]*+:)?[ \t]*+")
 _BLANKS = re.compile(rb"[ \t]*+")
+_LONE_LF = re.compile(rb"\n(?<!\r\n)")
 _LONE_CR = re.compile(rb"\r(?!\n)")
 _DOT_LINE = re.compile(rb"\n\.")
 _LONE_CR_OR_DOT_LINE = re.compile(rb"\r(?!\n(?:[^.]|\Z))")
@@ -173,6 +174,11 @@ def encode_header(block: bytes, fields: list[Field]) -> bytes:
             position = end
     pieces.append(block[position:])
     return b"".join(pieces)
+
+
+def has_dot_line(data: bytes) -> bool:
+    """A line that starts with a dot."""
+    return data[:1] == b"." or _DOT_LINE.search(data) is not None
 
 
 def has_long_line(data: bytes) -> bool:
@@ -350,9 +356,9 @@ class BodyNormaliser:
 def _line_ends(data: bytes) -> tuple[bool, bool]:
     """Whether all line ends are CRLF, and whether a dot may follow one.
 
-    To look for one octet is much faster than for two (memchr), and most mail needs to be looked through but once.
+    Each pattern begins with one octet, which is found fast (memchr); most mail needs to be looked through but twice.
     """
-    if data.count(b"\n") != data.count(b"\r"):
+    if _LONE_LF.search(data) is not None:
         return False, True
     if _LONE_CR_OR_DOT_LINE.search(data) is None:
         return True, False

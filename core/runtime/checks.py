@@ -156,6 +156,7 @@ class _Text:
     """A small text as content and body (transport/base.py)."""
 
     header_utf8 = False
+    dotless = False
 
     def __init__(self, data: bytes) -> None:
         self._data = data

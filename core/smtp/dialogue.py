@@ -98,9 +98,13 @@ class RecipientLike(Protocol):
 
 
 class BodyLike(Protocol):
-    """The octets to send, CRLF line ends, before dot-stuffing; `size` is exact."""
+    """The octets to send, CRLF line ends, before dot-stuffing; `size` is exact.
+
+    `dotless`: no line starts with a dot, so that nobody needs to look.
+    """
 
     size: int
+    dotless: bool
 
     def chunks(self) -> Iterator[bytes]:
         """From the start, at most 256 KiB each."""

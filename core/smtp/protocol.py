@@ -421,7 +421,7 @@ class SmtpProtocol:
                 self._write(Command.BDAT, b"BDAT %d\r\n" % len(chunk), exchange)
                 self.output.append(chunk)
         else:
-            self._stuffer.stuff(chunk, self.output)
+            self._stuffer.stuff(chunk, self.output, dotless=exchange.transaction.body.dotless)
 
     def end(self, exchange: Exchange, chunk: bytes) -> None:
         """Write the last of the content and its end. The server may take responsibility from here on."""
@@ -431,7 +431,7 @@ class SmtpProtocol:
             self.output.append(chunk)
             self._clean = False
         else:
-            self._stuffer.stuff(chunk, self.output)
+            self._stuffer.stuff(chunk, self.output, dotless=exchange.transaction.body.dotless)
             self._write(Command.LAST, self._stuffer.end(), exchange)
         exchange.result.dot_sent = True
         exchange.move(Happening.LAST_WRITTEN)

@@ -15,9 +15,13 @@ class DotStuffer:
     def __init__(self) -> None:
         self._at_line_start = True
 
-    def stuff(self, chunk: bytes, out: list[bytes]) -> None:
-        """Append the stuffed chunk to `out`."""
+    def stuff(self, chunk: bytes, out: list[bytes], *, dotless: bool = False) -> None:
+        """Append the stuffed chunk to `out`. `dotless`: no line of the content starts with a dot."""
         if not chunk:
+            return
+        if dotless:
+            self._at_line_start = chunk[-1] == 0x0A
+            out.append(chunk)
             return
         if self._at_line_start and chunk[0] == 0x2E:
             out.append(b".")

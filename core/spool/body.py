@@ -1,8 +1,9 @@
 """A message's content, read from its open file: envelope, facts, and the octets that go out.
 
-`prepare` reads a file of up to 256 KiB once and keeps it; a larger one is scanned in pieces and read again when it is
-sent, so memory is bounded. Every read is held against the size that fstat gave, and after the last piece size and mtime
-are looked at once more: a file that changed raises MessageChanged, before the final dot leaves.
+`prepare` reads a file of up to 256 KiB (or as the caller has room) once and keeps it; a larger one is scanned in pieces
+and read again when it is sent, so memory is bounded. Every read is held against the size that fstat gave, and after the
+last piece size and mtime are looked at once more: a file that changed raises MessageChanged, before the final dot
+leaves.
 
 Raw octets over 127 in the header: with SMTPUTF8 (`smtputf8_allowed`, `header_utf8`) they go as they are. Else they
 become encoded words (RFC 2047), where the field allows it and no DKIM signature covers the header; what can't be
@@ -26,6 +27,7 @@ from core.domain.content import (
     end_of_stuffed,
     fold_header,
     from_rewrite,
+    has_dot_line,
     has_long_line,
     is_signed,
     only_hidden_recipients,
@@ -52,15 +54,20 @@ class FileBody:
     """The octets that go out (core.transport.base.Body)."""
 
     size: int
+    dotless: bool
     _file: MessageFile
     _head: bytes
     _pieces: _Pieces
 
     def chunks(self) -> Iterator[bytes]:
         """From the start, at most 256 KiB each. Raises MessageChanged. May be called again."""
-        small = self._pieces.whole()
-        if small is not None and len(small) + len(self._head) <= CHUNK_OCTETS:
-            yield self._head + small
+        kept = self._pieces.whole()
+        if kept is not None:
+            if len(kept) + len(self._head) <= CHUNK_OCTETS:
+                yield self._head + kept
+            else:
+                yield from _sliced(self._head)
+                yield from _sliced(kept)
             self._file.check()
             return
         held = self._head
@@ -85,8 +92,7 @@ class _Pieces:
 
     def whole(self) -> bytes | None:
         """All of it, where it is at hand as it goes out."""
-        source = self._source
-        return source.held[source.start : source.end] if source.held is not None and source.as_is else None
+        return self._source.held if self._source.as_is else None
 
 
 def _sliced(data: bytes) -> Iterator[bytes]:
@@ -161,7 +167,9 @@ class FileContent:
             head = _without_raw_octets(head, signed=signed, eight_bit_allowed=eight_bit_allowed)
         if has_long_line(head):
             head = fold_header(head, signed=signed)
-        return FileBody(len(head) + size, self._source.file, head, pieces)
+        # what is in memory can't become another body between the look at it and the sending
+        dotless = pieces.whole() is not None and not facts.dot_lines and not has_dot_line(head)
+        return FileBody(len(head) + size, dotless, self._source.file, head, pieces)
 
 
 def _without_dkim(header: Header) -> Header:
@@ -261,20 +269,24 @@ def prepare(
     max_header_bytes: int = 1_048_576,
     max_recipients: int = 10_000,
     name: bytes = b"",
+    keep_octets: int = 0,
 ) -> Prepared:
     """Read, judge and describe the message in `fd`, whose fstat gave `size` (octets) and `mtime_ns`.
 
     `proven`: what was proved of the directory's dot-stuffing before. `name`: the file's, to recognise files that a
-    framework appends to. Raises MessageRejected (never sendable), MessageRefused (another program's format: left),
+    framework appends to. `keep_octets`: a file of up to this size is kept in memory until `let_go`, as one of up to
+    256 KiB is. Raises MessageRejected (never sendable), MessageRefused (another program's format: left),
     MessageChanged, MessageUnreadable.
     """
     file = MessageFile(fd, size, mtime_ns)
-    held = file.read_all() if size <= CHUNK_OCTETS else None
-    data, layout = _read_header(file, held, max_header_bytes)
+    whole = file.read_all() if size <= max(keep_octets, CHUNK_OCTETS) else None
+    data, layout = _read_header(file, whole, max_header_bytes)
     header = split_header(data[layout.start : layout.end])
-    del data
+    _refuse_log(file, whole, header)
+    held = None if whole is None else data[layout.body :]
+    del data, whole
     source = BodySource(file, layout.body, size, held, size=0, unstuff=False, as_is=False)
-    _refuse_collections(source, header, name)
+    _refuse_appended(source, header, name)
     envelope = envelope_of(header, max_recipients=max_recipients)
     facts = _scan(source)
     stuffed = _is_stuffed(facts, header, dot_stuffing, proven)
@@ -305,7 +317,7 @@ def _read_header(file: MessageFile, held: bytes | None, limit: int) -> tuple[byt
 
 def _scan(source: BodySource) -> BodyFacts:
     if source.held is not None:
-        return scan_body(source.held[source.start : source.end])
+        return scan_body(source.held)
     scanner = BodyScanner()
     for piece in source.raw():
         scanner.feed(piece)
@@ -327,24 +339,30 @@ def _is_stuffed(facts: BodyFacts, header: Header, setting: DotStuffing, proven: 
 def _cut_terminator(source: BodySource) -> None:
     """Leave out a lone dot that ended the mail for IIS, and the blank lines behind it."""
     start = max(source.start, source.end - _TAIL)
-    tail = source.held[start : source.end] if source.held is not None else source.file.read(start, source.end - start)
+    kept = source.held
+    tail = source.file.read(start, source.end - start) if kept is None else kept[start - source.start :]
     at = end_of_stuffed(tail)
     if at is None or (at == 0 and start > source.start):  # what stands before the tail isn't known: leave it
         return
     source.size -= scan_body(tail[at:]).size
     source.end = start + at
+    if kept is not None:
+        source.held = kept[: source.end - source.start]
 
 
-def _refuse_collections(source: BodySource, header: Header, name: bytes) -> None:
+def _refuse_log(file: MessageFile, whole: bytes | None, header: Header) -> None:
     """Files that several mails are appended to can't be taken apart safely: left, with the reason."""
-    file, held = source.file, source.held
     at = max(0, file.size - len(_DASHES))
-    tail = held[at:] if held is not None else file.read(at, file.size - at)
+    tail = whole[at:] if whole is not None else file.read(at, file.size - at)
     if tail == _DASHES and b"mime-version" in header.by_name:
         raise MessageRefused(
             "this is a log of Django's file backend (mails with lines of 79 dashes between them, no Bcc), not a mail",
             remedy="let the application write one file a mail, with X-Receiver or Bcc fields",
         )
+
+
+def _refuse_appended(source: BodySource, header: Header, name: bytes) -> None:
+    """Likewise."""
     message_id = header.first(b"message-id")
     if message_id is None or not message_id.endswith(b".mail>"):
         return

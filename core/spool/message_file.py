@@ -63,7 +63,7 @@ class BodySource:
     file: MessageFile
     start: int
     end: int
-    held: bytes | None  # all of the file, where it is small
+    held: bytes | None  # all of it, where it is kept in memory
     size: int  # octets of `chunks`
     unstuff: bool
     as_is: bool
@@ -71,7 +71,7 @@ class BodySource:
     def raw(self) -> Iterator[bytes]:
         """The file's octets, half a chunk at a time where they may grow."""
         if self.held is not None:
-            yield self.held[self.start : self.end]
+            yield self.held
             return
         step = CHUNK_OCTETS if self.as_is else CHUNK_OCTETS // 2
         for offset in range(self.start, self.end, step):

@@ -38,6 +38,7 @@ class Body(Protocol):
     """The octets of a message as they go out: edited header, CRLF line ends, before dot-stuffing."""
 
     size: int  # octets, exact
+    dotless: bool  # it is known that no line starts with a dot
 
     def chunks(self) -> Iterator[bytes]:
         """From the start, at most 256 KiB each. May be called again. Raises MessageChanged."""

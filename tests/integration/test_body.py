@@ -105,10 +105,37 @@ def test_proof_is_reported(mails: Mails) -> None:
     assert mails.prepare(HEAD + b"\r\n..x\r\n").dot_proof is None
 
 
+@pytest.mark.parametrize("line", [b"x\r\n", b".x\r\n", b"x\n", b"\xc3\xa4\r\n"])
+def test_a_large_file_that_is_kept_is_the_same_mail(mails: Mails, line: bytes) -> None:
+    data = HEAD + b"\r\n" + line * (BIG // len(line))
+    assert mails.sent(data, keep_octets=BIG * 2) == mails.sent(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "dotless"),
+    [
+        (HEAD + b"\r\nx\r\n", True),
+        (HEAD + b"\r\nx.\r\n", True),
+        (HEAD + b"\r\n.x\r\n", False),
+        (HEAD + b"\r\nx\r\n.\r\n", False),
+        (X_HEAD + b"\r\n..x\r\n", False),
+        (HEAD + b".x: y\r\n\r\nx\r\n", False),
+        (HEAD + b"\r\nx\n", False),  # not as it goes out: nobody looked at that
+    ],
+)
+@pytest.mark.parametrize("padding", [0, BIG])
+def test_nobody_looks_for_dots_where_there_are_none(mails: Mails, data: bytes, dotless: bool, padding: int) -> None:
+    data += (b"y" * 70 + b"\r\n") * (padding // 72)
+    assert content(mails.prepare(data, keep_octets=BIG * 2)).body(eight_bit_allowed=True).dotless is dotless
+    if padding:  # what is read again could be another body
+        assert not content(mails.prepare(data)).body(eight_bit_allowed=True).dotless
+
+
 @pytest.mark.parametrize("size", [100, BIG])
 @pytest.mark.parametrize("change", [b"", b"more and more"])
-def test_a_file_that_changes_is_not_sent_to_the_end(mails: Mails, size: int, change: bytes) -> None:
-    prepared = mails.prepare(HEAD + b"\r\n" + b"x\r\n" * (size // 3))
+@pytest.mark.parametrize("keep", [0, BIG * 2])
+def test_a_file_that_changes_is_not_sent_to_the_end(mails: Mails, size: int, change: bytes, keep: int) -> None:
+    prepared = mails.prepare(HEAD + b"\r\n" + b"x\r\n" * (size // 3), keep_octets=keep)
     body = content(prepared).body(eight_bit_allowed=True)
     with mails.path.open("r+b") as file:
         file.seek(0, os.SEEK_END)

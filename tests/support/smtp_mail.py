@@ -37,6 +37,8 @@ class To:
 class Octets:
     """A body in memory, in blocks of a given size; `fail_after` blocks it raises OSError."""
 
+    dotless = False
+
     def __init__(self, octets: bytes, block: int = 262_144, fail_after: int | None = None) -> None:
         self.octets = octets
         self.size = len(octets)

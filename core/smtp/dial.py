@@ -33,6 +33,7 @@ from core.smtp.events import Command
 
 _HELO_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?|\[[0-9A-Za-z:.]+\]")
 _MAX_CHALLENGES = 4
+LOGGED_IN = 235  # RFC 4954 section 6; there is no other 2yz reply to AUTH
 
 # OpenSSL's X509_V_ERR codes; what is not named here is certificate_untrusted.
 _CERTIFICATE_CODES = {
@@ -286,6 +287,9 @@ async def _log_in(connection: Connection, target: Target, sock: socket.socket) -
         raise _TokenRefused(Phase.AUTH, "login_refused", f"the server did not take the login ({method.value})", reply)
     if reply.severity == 3:
         raise ConnectFailed(Phase.AUTH, "protocol_error", "the server asks on and on in the login", reply)
+    if reply.severity == 2 and reply.code != LOGGED_IN:
+        detail = f"the server answered {reply.code} to the login, which is no success: that is {LOGGED_IN} (RFC 4954)"
+        _refuse(connection, Phase.AUTH, "protocol_error", detail, reply)
     if reply.severity != 2:
         code = "login_refused" if reply.severity == 5 else "login_deferred"
         _refuse(connection, Phase.AUTH, code, f"the server did not take the login ({method.value})", reply)

@@ -271,6 +271,8 @@ async def test_logins(tls: tuple[str, ssl.SSLContext, trustme.CA], method: AuthM
         ({}, {"auth": Close()}, "closed"),
         ({}, {"auth": Hang()}, "timeout"),
         ({}, {"auth": "354 what"}, "protocol_error"),
+        ({}, {"auth": "250 2.0.0 ok"}, "protocol_error"),
+        ({}, {"auth": "200 welcome"}, "protocol_error"),
         ({"auth": AuthMethod.CRAM_MD5}, {"auth": "334 not base64!"}, "protocol_error"),
     ],
 )

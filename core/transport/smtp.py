@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from core.domain.account import Account, AuthMethod
+from core.domain.account import Account, AuthMethod, Security
 from core.domain.blame import MINUTE, Rule, Ruling, judge
 from core.domain.clock import Clock
 from core.domain.envelope import Recipient
@@ -32,6 +32,7 @@ from core.smtp.dialogue import (
 )
 from core.smtp.pool import Pool, PoolTurn
 from core.transport.base import AccountUnavailable, Content, Journal, Mail
+from core.transport.check_texts import silent_remedy
 
 INLINE_BYTES = 1 << 18  # a larger body is prepared in a thread: it may be re-encoded
 
@@ -53,6 +54,8 @@ _REMEDIES = {
     "password_missing": "Set the account's password, password_from or oauth; or auth none, if none is needed.",
     "plaintext_login_refused": "Use security starttls or tls; or set allow_plaintext_login if the way is safe.",
     "token_failed": "Check the account's OAuth settings; no access token could be had.",
+    "protocol_error": "Check host and port: what answers there is no mail server, or breaks the protocol, which its "
+    "operator can mend. MPU tries again by itself.",
     "secret_missing": "Provide what password_from names: mount the file or credential, or set the variable and "
     "restart. MPU looks again by itself.",
 }
@@ -120,6 +123,8 @@ def fault_of(account: Account, error: ConnectFailed, own: Sequence[Rule] | None 
         code, remedy = error.code, _REMEDIES.get(error.code, "Nothing to do: MPU tries again by itself.")
         passing = code not in _CONFIGURATION
         pause = MINUTE if passing else None
+        if error.phase is Phase.BANNER and account.security is not Security.TLS:
+            remedy = silent_remedy(account.port, code) or remedy
         if code == "secret_missing":  # to look costs nobody anything, and mail goes soon after it is there
             passing, pause = False, SECRET_SECONDS
     return AccountFault(account.name, error.phase, code, detail, remedy, pause, passing, error.reply)

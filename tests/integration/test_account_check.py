@@ -6,7 +6,7 @@ import datetime
 import ipaddress
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from cryptography.x509.oid import NameOID
 
 from core.domain.account import Account, AuthMethod, OAuth, OAuthGrant, OAuthProvider, ReplyRule, Security
 from core.domain.outcome import Blame
-from core.smtp.dialogue import TokenFailed
+from core.domain.reply import Phase
+from core.smtp.dialogue import ConnectFailed, TokenFailed
 from core.transport.check import Step, check, send_as_address
+from core.transport.smtp import fault_of
 from tests.support.smtp_server import DEFAULT_EXTENSIONS, Close, Hang, Raw, Script, SmtpServer, certificate
 
 NOW = time.time()
@@ -219,6 +221,48 @@ async def test_starttls_that_can_not_be_had(tls: Tls, script: dict[str, Any], co
     assert list(steps)[-1] == "tls"
     assert the_failure(steps).code == code
     assert the_failure(steps).remedy
+
+
+@pytest.mark.parametrize("security", [Security.STARTTLS, Security.NONE])
+async def test_a_port_for_tls_where_it_is_not_expected(tls: Tls, security: Security) -> None:
+    """The server waits for a handshake, we for its banner."""
+    async with SmtpServer(context=tls.context, implicit_tls=True) as server:
+        value = account(server, security=security, tls_ca_file=tls.ca_file)
+        for limit in ({"limit_seconds": 1.0}, {"limit_seconds": 0.2}):  # the banner's time is up, or the whole's
+            failed = the_failure(await tried(value, **limit))
+            assert (failed.name, failed.code) == ("banner", "timeout")
+            assert "port is one for TLS" in failed.cause
+            assert "set security to tls" in failed.remedy
+        assert (await tried(replace(value, security=Security.TLS, host="localhost")))["tls"].ok
+
+
+@pytest.mark.parametrize(
+    ("port", "security", "code", "words"),
+    [
+        (465, Security.STARTTLS, "timeout", "Set security to tls: port 465"),
+        (465, Security.STARTTLS, "closed", "Set security to tls: port 465"),
+        (2465, Security.NONE, "closed", "Set security to tls: port 2465"),
+        (587, Security.STARTTLS, "timeout", "If the port is for TLS"),
+        (587, Security.STARTTLS, "closed", "Nothing to do"),
+        (465, Security.TLS, "timeout", "Nothing to do"),
+    ],
+)
+def test_the_pause_says_so_too(port: int, security: Security, code: str, words: str) -> None:
+    fault = fault_of(Account("main", "h", port, security=security), ConnectFailed(Phase.BANNER, code, "no banner"))
+    assert words in fault.remedy
+
+
+async def test_a_login_that_is_answered_with_another_success_is_none() -> None:
+    """RFC 4954 section 6: 235, and nothing else of 2yz."""
+    async with SmtpServer(
+        Script(auth="250 2.0.0 ok"), mechanisms=["PLAIN"], credentials={"u": SECRET}, auth_in_clear=True
+    ) as server:
+        value = account(server, auth=AuthMethod.AUTO, username="u", password=SECRET)
+        failed = the_failure(await tried(value))
+    assert (failed.name, failed.code) == ("login", "protocol_error")
+    assert "250 to the login" in failed.detail
+    assert "235" in failed.detail
+    assert "operator" in failed.remedy
 
 
 async def test_a_port_without_tls_where_tls_is_expected() -> None:

@@ -25,7 +25,6 @@ from core.runtime.views import (
     Explanation,
     HealthView,
     HistoryFilter,
-    HistoryRow,
     KeyView,
     MessageLife,
     NewKey,
@@ -44,6 +43,7 @@ from core.runtime.views import (
     TestMessageView,
     VersionView,
 )
+from core.store.history import HistoryRow
 
 T = TypeVar("T", covariant=True)
 

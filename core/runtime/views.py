@@ -381,29 +381,6 @@ class HistoryFilter:
     until: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryRow:
-    """One recipient of one message, as it stands after its last attempt."""
-
-    message_id: str  # ours; GET /messages/{id}
-    internet_message_id: str | None
-    directory: str
-    sender: str
-    recipient: str
-    subject: str | None
-    status: Outcome | Literal["deleted"]
-    account: str | None
-    server: str | None
-    code: int | None
-    enhanced_code: str | None
-    text: str
-    attempts: int
-    size_bytes: int
-    arrived_at: float | None
-    at: float
-    possible_duplicate: bool = False
-
-
 # --- drains and bulk operations --------------------------------------------------------------------------------------
 
 

@@ -68,6 +68,15 @@ async def test_filters(store: Store, clock: MovableClock, where: HistoryFilter, 
     assert [f"{names[row.message_id]} {row.recipient.partition('@')[0]}" for row in items] == found
 
 
+@pytest.mark.parametrize(
+    "subject", ['a "b" \\ c', "\x00\x1b[2J\r\n\x7f", "\u2028 Grüße \U0001f600", '{"a": [1]}', "", None]
+)
+async def test_text_comes_back_as_it_was(store: Store, subject: str | None) -> None:
+    await store.ledger.settle(entry(subject=subject))
+    (row,) = (await page(store)).items
+    assert row.subject == subject
+
+
 async def test_a_row_tells_what_became_of_one_recipient(store: Store, clock: MovableClock) -> None:
     clock.move(7)
     await store.ledger.settle(entry(what=Outcome.DEFERRED, possible_duplicate=True))

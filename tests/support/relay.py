@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
 
 from api.app import create_app
 from core.delivery import Delivered
@@ -20,6 +22,7 @@ from core.domain.outcome import Outcome
 from core.runtime.relay import Relay
 from core.settings import Settings
 from core.store import accounts, directories
+from tests.support.database import database
 from tests.support.smtp_server import SmtpServer
 
 PATIENCE_SECONDS = 10.0  # for the kernel, threads and sockets; a test that needs it all has failed
@@ -121,6 +124,21 @@ def settings_for(root: Path, **changes: Any) -> Settings:
     return Settings(**{**values, **changes})
 
 
+_unused: defaultdict[tuple[int, int], list[FastAPI]] = defaultdict(list)
+
+
+@contextmanager
+def application(settings: Settings, relay: Relay) -> Iterator[FastAPI]:
+    """One that no relay uses now, of those that were made for the same limits: its routes are built as they are asked
+    for, which takes longer than most tests.
+    """
+    unused = _unused[settings.max_request_bytes, settings.max_submit_bytes]
+    app = unused.pop() if unused else create_app(settings)
+    app.state.settings, app.state.relay = settings, relay
+    yield app
+    unused.append(app)
+
+
 @asynccontextmanager
 async def running(
     root: Path,
@@ -140,12 +158,14 @@ async def running(
     if pickups is None:
         names = tuple(a.name for a in account_values)
         pickups = [Directory("pickup", str(root / "spool" / "pickup"), names, watch=watch)]
+    if not settings.data_dir.exists() and not settings.new_database:
+        settings.data_dir.mkdir(mode=0o700)
+        database(settings.data_dir)  # migrated already
     relay = CountingRelay(settings, clock=clock)
-    app = create_app(settings, relay)
-    app.state.relay = relay
     headers = {"Authorization": f"Bearer {settings.api_key.get_secret_value()}"} if settings.api_key else {}
-    transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://relay", headers=headers) as http:
+    with application(settings, relay) as app:
+        transport = httpx.ASGITransport(app=app)
+        http = httpx.AsyncClient(transport=transport, base_url="http://relay", headers=headers)
         await relay.start()
         try:
             bench = Bench(relay, http, root, settings)
@@ -157,6 +177,7 @@ async def running(
             yield bench
         finally:
             await relay.stop()
+            await http.aclose()
 
 
 async def add_account(relay: Relay, value: Account) -> None:

@@ -16,7 +16,7 @@ from core.domain.message import State
 from core.domain.sidecar import Sidecar
 from core.errors import RelayError, StorageBroken
 from core.spool import kernel, names
-from core.spool.claim import release
+from core.spool.claim import release, release_all
 from core.spool.move import Target, first_free, move, targets
 from core.spool.permission import describe
 from core.spool.place import Place
@@ -86,8 +86,7 @@ class _Group:
         for claim in deleted:
             if claim.sidecar is not None:
                 place.sidecars.remove(claim.identity)
-        for claim in done:
-            finish(place, claim)
+        finish(place, done)
         return [self.answers[d.claim.number] for d in self.disposals]
 
     def _plan(self) -> list[_Move]:
@@ -195,14 +194,16 @@ class _Group:
         )
 
 
-def finish(place: Place, claim: Claim) -> None:
-    """It is where it belongs: no more in flight."""
-    if place.claimed.get(claim.file_name) is claim:
-        del place.claimed[claim.file_name]
+def finish(place: Place, claims: Sequence[Claim]) -> None:
+    """They are where they belong: no more in flight."""
+    for claim in claims:
+        if place.claimed.get(claim.file_name) is claim:
+            del place.claimed[claim.file_name]
     try:
-        place.forget_dead(claim.token)
+        for claim in claims:
+            place.forget_dead(claim.token)
     finally:
-        release(claim.opened)
+        release_all([claim.opened for claim in claims])
 
 
 def put_back_now(place: Place, claim: Claim) -> None:
@@ -220,7 +221,7 @@ def put_back_now(place: Place, claim: Claim) -> None:
     if claim.logged:
         with suppress(RelayError):
             place.log.disposed([claim.number])
-    return finish(place, claim)
+    return finish(place, [claim])
 
 
 def _note_change(place: Place, claim: Claim, name: bytes) -> None:

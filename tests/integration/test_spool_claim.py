@@ -121,6 +121,28 @@ def test_the_identity_is_name_mtime_and_size(path: Path, spool: DirectorySpool) 
     spool.release(opened)
 
 
+@pytest.mark.parametrize("feature", ["all", "no flock"])
+def test_those_that_go_together_close_their_own_descriptors_and_no_others(
+    path: Path, clock: ManualClock, feature: str
+) -> None:
+    spool = spool_at(path, clock=clock, features=FEATURES[feature])
+    claims = []
+    for number in range(12):
+        write(path, b"%d.eml" % number)
+        claims.append(claim(spool, b"%d.eml" % number))
+    gone = [claims[n] for n in (0, 1, 2, 4, 7, 8, 11)]
+    fds = {each: each.fd for each in claims}
+    assert all(answer.ok for answer in spool.dispose([Delete(each) for each in gone]))
+    for each in claims:
+        if each in gone:
+            assert each.fd == -1
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(fds[each])
+        else:
+            assert os.fstat(each.fd).st_ino == each.opened.inode
+    spool.close()
+
+
 @pytest.mark.parametrize(
     "name", [b"\xff\xfe.eml", b"a\nb.eml", b"<script>.eml", b"X.EML", b".eml", b"a" * 236 + b".eml"]
 )

@@ -53,6 +53,7 @@ log = structlog.get_logger()
 
 COUNTS_STAT_LIMIT = 10_000  # messages up to which sizes and ages are looked at
 COUNTS_WAIT_SECONDS = 0.05  # a count that takes longer is not waited for where there is an earlier one
+COUNTS_SMALL_SECONDS = 1.0  # nor is it where a usually quick count has one before that is at most so old
 COUNTS_AGE_FACTOR = 10.0  # counts may be this many times as old as they took
 WAITS = frozenset({State.WAITING, State.DEFERRED})
 
@@ -143,9 +144,11 @@ class Queue:
         known = self._counted.get(spool)
         if known is not None and began - known.monotonic < COUNTS_AGE_FACTOR * known.took:
             return known
-        if known is None or known.took < COUNTS_WAIT_SECONDS:
+        usually_quick = known is not None and known.took < COUNTS_WAIT_SECONDS
+        if known is None or (usually_quick and began - known.monotonic > COUNTS_SMALL_SECONDS):
             return await self._count(spool, known)
-        # a large directory: those who ask wait a little for the count that all of them share, else have the one before
+        # a large directory, or one whose drain leaves a count little time: those who ask wait a little for the count
+        # that all of them share, else have the one before
         counting = self._counting.get(spool)
         if counting is None:
             counting = self._counting[spool] = asyncio.get_running_loop().create_task(self._count(spool, known))

@@ -75,3 +75,22 @@ async def test_a_small_directory_is_counted_anew_for_each() -> None:
     for number in range(1, 4):
         assert (await queue.count(_inlet(spool))).counts.waiting == number
         clock.advance(1)
+
+
+async def test_a_count_that_is_slow_for_once_is_not_waited_for_where_there_is_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = ManualClock()
+    spool, queue = Spool(clock, seconds=0.001), _queue(clock)
+    spool.go_on.set()
+    assert (await queue.count(_inlet(spool))).counts.waiting == 1
+    monkeypatch.setattr(module, "COUNTS_WAIT_SECONDS", 0.01)
+    spool.go_on.clear()
+    clock.advance(module.COUNTS_SMALL_SECONDS / 2)
+    assert (await queue.count(_inlet(spool))).counts.waiting == 1, "half a second old"
+    clock.advance(module.COUNTS_SMALL_SECONDS)
+    asked = asyncio.create_task(queue.count(_inlet(spool)))
+    assert not (await asyncio.wait([asked], timeout=0.05))[0], "too old to be shown"
+    spool.go_on.set()
+    assert (await asked).counts.waiting >= 2
+    await asyncio.gather(*queue._counting.values())

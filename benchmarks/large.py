@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 from benchmarks.peers import Missing
 from benchmarks.peers.field import Field
-from benchmarks.peers.sink import smtp_sink
 from benchmarks.result import Context, Result
 
 NAME = "large"
@@ -25,18 +22,16 @@ NOTES = {
 
 def run(context: Context) -> Result:
     """Everybody's MB (of 1,000,000 octets) a second."""
-    with ExitStack() as stack:
-        try:
-            port = stack.enter_context(smtp_sink())
-        except Missing as missing:
-            return Result(left_out=[f"all: {missing}"])
-        field = Field(context, stack, port, count=20 if context.small else 200, size=_OCTETS)
-        field.mpu()
-        field.postfix()
-        field.library("aiosmtplib", "aiosmtplib", octets=True)
-        field.library("smtplib", "smtplib", octets=True)
-        field.generator()
-        field.race()
+    try:
+        with Field.before_smtp_sink(context, count=20 if context.small else 200, size=_OCTETS) as field:
+            field.mpu()
+            field.postfix()
+            field.library("aiosmtplib", "aiosmtplib", octets=True)
+            field.library("smtplib", "smtplib", octets=True)
+            field.generator()
+            field.race()
+    except Missing as missing:
+        return Result(left_out=[f"all: {missing}"])
     field.rates("1 MB", "MB/s", _OCTETS / 1e6, NOTES)
     field.wanted(TIMES_GENERATOR, "smtp-source")
     field.wanted(TIMES_POSTFIX, "Postfix")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 from benchmarks.peers import Missing
 from benchmarks.peers.field import Field
-from benchmarks.peers.sink import smtp_sink
 from benchmarks.result import Context, Result
 
 NAME = "queue_flush"
@@ -27,20 +24,18 @@ NOTES = {
 
 def run(context: Context) -> Result:
     """Everybody's messages a second."""
-    with ExitStack() as stack:
-        try:
-            port = stack.enter_context(smtp_sink())
-        except Missing as missing:
-            return Result(left_out=[f"all: {missing}"])
-        field = Field(context, stack, port, count=300 if context.small else 5000, size=4096)
-        field.mpu()
-        field.postfix()
-        field.exim()
-        field.library("aiosmtplib", "aiosmtplib")
-        field.library("aiosmtplib, octets", "aiosmtplib", octets=True)
-        field.library("smtplib", "smtplib")
-        field.generator()
-        field.race()
+    try:
+        with Field.before_smtp_sink(context, count=300 if context.small else 5000, size=4096) as field:
+            field.mpu()
+            field.postfix()
+            field.exim()
+            field.library("aiosmtplib", "aiosmtplib")
+            field.library("aiosmtplib, octets", "aiosmtplib", octets=True)
+            field.library("smtplib", "smtplib")
+            field.generator()
+            field.race()
+    except Missing as missing:
+        return Result(left_out=[f"all: {missing}"])
     field.rates("4 KB", "msg/s", 1, NOTES)
     field.wanted(TIMES_POSTFIX, "Postfix")
     field.wanted(TIMES_AIOSMTPLIB, "aiosmtplib")

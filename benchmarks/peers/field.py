@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from benchmarks.mails import fill
 from benchmarks.peers import Missing
@@ -14,6 +14,7 @@ from benchmarks.peers.clients import needs, send
 from benchmarks.peers.exim import exim
 from benchmarks.peers.generator import generate, wire
 from benchmarks.peers.postfix import Postfix
+from benchmarks.peers.sink import smtp_sink
 from benchmarks.relay import mpu
 from benchmarks.result import Context, Result, Series, Target, Unit, in_turns
 
@@ -48,6 +49,13 @@ class Field:
         self._cpu: list[float] = []
         self._round_trips = round_trips
         self._waits: dict[str, list[float]] = {}
+
+    @classmethod
+    @contextmanager
+    def before_smtp_sink(cls, context: Context, *, count: int, size: int) -> Iterator[Self]:
+        """All of them before Postfix's smtp-sink. Raises Missing."""
+        with ExitStack() as stack:
+            yield cls(context, stack, stack.enter_context(smtp_sink()), count=count, size=size)
 
     def add(self, who: str, start: Callable[[], Callable[[int], float]]) -> None:
         """Somebody whom `start` makes ready; what it gives does one round and says how long it took."""

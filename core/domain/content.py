@@ -227,7 +227,7 @@ def _continued(piece: bytes, *, first: bool) -> bytes:
 # --- body -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)  # not frozen, which takes four times as long: one is made for each message
+@dataclass(slots=True)  # one a message (core/domain)
 class BodyFacts:
     """What a scan finds in a body. Counts are of lines."""
 

@@ -58,7 +58,7 @@ class Header:
         return [self.value(field) for field in self.by_name.get(name, ())]
 
 
-@dataclass(slots=True)  # not frozen, which takes four times as long: one is made for each message
+@dataclass(slots=True)  # one a message (core/domain)
 class Layout:
     """Where header and body lie in the file. `body` is the offset behind the blank line."""
 

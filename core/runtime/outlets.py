@@ -59,7 +59,7 @@ _CURE_NOTHING = (
 _FAILOVER = Strategy.FAILOVER
 
 
-@dataclass(slots=True)  # not frozen, which takes four times as long: one is made for each message
+@dataclass(slots=True)  # one a message (core/domain)
 class Passage:
     """One message's way through an account: the settings it set out with, and whether it is the one on trial."""
 

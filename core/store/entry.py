@@ -35,7 +35,7 @@ class Disposer(Protocol):
         ...
 
 
-@dataclass(slots=True)  # not frozen, which takes four times as long: one is made for each message
+@dataclass(slots=True)  # one a message (core/domain)
 class Entry:
     """One settlement of one message. Times in seconds since the epoch.
 

@@ -216,7 +216,8 @@ async def check_account(relay: Relay, name: NameIn) -> CheckPublic:
         "send_test_message",
         Scope.OPERATE,
         "Send a test message",
-        mail="One small mail goes through the account, past every directory.",
+        mail="One small mail goes through the account at once, past every directory and the account's limits, where "
+        "they are spent; it counts for them.",
         idempotent="Not idempotent: each call sends one.",
         body=True,
         errors={404: _NOT_FOUND},

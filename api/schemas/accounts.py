@@ -424,6 +424,10 @@ class TestMessagePublic(Out):
     seconds: float
     internet_message_id: str
     remedy: str
+    over_quota_until: Time | None = Field(
+        description="A limit of the account was spent, until then: it went over it. Mail of directories waits. null: "
+        "there was room."
+    )
 
 
 class CheckStepPublic(Out):

@@ -507,6 +507,7 @@ class TestMessageView:
     seconds: float
     internet_message_id: str
     remedy: str = ""
+    over_quota_until: float | None = None  # a limit of the account was spent until then: it went over it
 
 
 class Severity(StrEnum):

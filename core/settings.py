@@ -165,6 +165,9 @@ class Settings(BaseModel):
     finished_kept_seconds: float = Field(default=86_400, ge=60, le=2_592_000, description="How long they are kept")
     open_drains_max: int = Field(default=100, ge=1, le=10_000, description="Drains and operations open at once")
 
+    # --- mails handed over by HTTP ---
+    uploads_max: int = Field(default=16, ge=1, le=1000, description="Uploads at once; more wait for one to end")
+
     # --- sandbox of the demo ---
     sandbox_port: int = Field(
         default=0, ge=0, le=65535, description="Port of the sandbox's SMTP server; 0: any free one"

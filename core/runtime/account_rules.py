@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import stat
 from collections.abc import Collection
 
 from core.domain import target
@@ -114,6 +116,8 @@ def _host_reason(host: str) -> str | None:
 def ca_file_rules(path: str) -> list[FieldError]:
     """Whether the file holds authorities. Blocks: reads it."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would hold the thread
+            return [FieldError("/tls_ca_file", "wrong_form", "is no regular file")]
         ssl.create_default_context(cafile=path)
     except FileNotFoundError:
         return [FieldError("/tls_ca_file", "not_found", "there is no such file")]

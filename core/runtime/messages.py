@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,7 +40,12 @@ class Messages:
     queue: Queue
     store: Store
     explainer: Explainer
+    uploads: ThreadPoolExecutor  # of their own: a slow client holds a thread, and other work must not wait for that
     _under_way: set[tuple[int, str]] = field(default_factory=set)
+
+    def close(self) -> None:
+        """No more are taken; what is being handed over ends with its request."""
+        self.uploads.shutdown(wait=False, cancel_futures=True)
 
     # --- handed over by HTTP ---
 
@@ -80,7 +86,7 @@ class Messages:
     async def _write(self, directory: str, hashed: _Hashed) -> Submitted:
         inlet = self.queue.inlets.get(directory)
         loop = asyncio.get_running_loop()
-        entry = await asyncio.to_thread(inlet.spool.submit, hashed.blocking(loop))
+        entry = await loop.run_in_executor(self.uploads, inlet.spool.submit, hashed.blocking(loop))
         if inlet.directory.enabled:
             inlet.cycle.offer(entry.identity.name)
         return Submitted(entry.identity.id, directory, entry.size)

@@ -14,6 +14,7 @@ import platform
 import random
 import socket
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
 
@@ -243,6 +244,7 @@ class Relay:
             self.queue,
             store,
             Explainer(self.outlets.standings, self.outlets.account, settings.max_header_bytes),
+            ThreadPoolExecutor(settings.uploads_max, "mpu-upload"),
         )
         self.drains = Drains(self.inlets, audit, Register("drain", keep, clock=clock), clock=clock)
         self.operations = Operations(
@@ -497,6 +499,7 @@ class Relay:
         with contextlib.suppress(TimeoutError):  # a database that fails: the directory's log tells the next start
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self.store.ledger.flush()
+        self.messages.close()
         await self.inlets.close()
         await self.outlets.close()
         await self.tokens.close()

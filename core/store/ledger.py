@@ -93,6 +93,7 @@ class Ledger:
         self._ended = False  # the thread's: nothing comes any more
         self._health = Health()
         self._closed = False
+        self._closing = threading.Lock()  # nothing comes into the queue behind its end
         self._deadline: float | None = None  # of close(), by time.monotonic()
         self._stopping = threading.Event()
         self.on_health: Callable[[Health], None] | None = None  # called in the writer thread at every change
@@ -147,11 +148,12 @@ class Ledger:
 
     def close(self, timeout_seconds: float = 20) -> bool:
         """Finish what is queued and end the thread; blocks. False: time was up and some of it is not committed."""
-        if not self._closed:
-            self._closed = True
-            self._deadline = time.monotonic() + timeout_seconds
-            self._stopping.set()
-            self._queue.put(None)
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._deadline = time.monotonic() + timeout_seconds
+                self._stopping.set()
+                self._queue.put(None)
         self._thread.join()
         self._securing.shutdown()
         if self._engine is not None:
@@ -159,9 +161,10 @@ class Ledger:
         return self._health.waiting == 0
 
     def _put(self, item: _Item) -> None:
-        if self._closed:
-            raise NotRunning("the ledger is closed")
-        self._queue.put(item)
+        with self._closing:
+            if self._closed:
+                raise NotRunning("the ledger is closed")
+            self._queue.put(item)
 
     # --- the thread ---
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -362,5 +363,8 @@ async def test_an_account_whose_password_does_not_open(
 
 
 async def test_an_unreadable_file_of_authorities(admin: httpx.AsyncClient, tmp_path: Path) -> None:
-    answer = await admin.post("/accounts", json={**ACCOUNT, "tls_ca_file": str(tmp_path)})
-    assert pointers(answer) == {"/tls_ca_file": "unreadable"}
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "file").touch()
+    for path, code in (("", "wrong_form"), ("fifo", "wrong_form"), ("file/in", "unreadable")):
+        answer = await admin.post("/accounts", json={**ACCOUNT, "tls_ca_file": str(tmp_path / path)})
+        assert pointers(answer) == {"/tls_ca_file": code}

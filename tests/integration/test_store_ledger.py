@@ -434,3 +434,25 @@ async def test_where_room_is_short_the_wal_does_not_take_it(
         sizes.append(path.with_name(path.name + "-wal").stat().st_size)
     grown = sizes[-1] - sizes[len(sizes) // 2]
     assert grown == 0 if low else grown > 30 * 4096
+
+
+async def test_what_is_settled_while_the_ledger_closes_is_answered(path: Path) -> None:
+    """Nothing may come into the queue behind its end, where nobody looks."""
+    ledger = Ledger(str(path), clock=MovableClock())
+    files, closing = Files(), threading.Thread(target=ledger.close)
+    put = ledger._queue.put
+
+    class Queue:
+        """As the ledger's; it is closed just before something is put into it."""
+
+        get, empty = ledger._queue.get, ledger._queue.empty
+
+        def put(self, item: Any) -> None:
+            if item is not None:
+                closing.start()
+                closing.join(0.2)  # another thread is waited for, as long as it may go on
+            put(item)
+
+    ledger._queue = Queue()  # type: ignore[assignment]  # as much of one as is used
+    assert await asyncio.wait_for(ledger.settle(entry("a", disposal="x", disposer=files)), 10) == "done x"
+    closing.join(10)

@@ -118,6 +118,7 @@ class Outlets:
         self._routes: SenderRoutes | None = None  # None: there are none
         self._shares: dict[str, Shares] = {}  # of directories that balance
         self._closing: dict[asyncio.Task[None], Transport] = {}  # replaced, with mail in flight perhaps
+        self._aborted = False  # whatever fails now is our own doing
 
     # --- what delivery asks ---
 
@@ -308,8 +309,8 @@ class Outlets:
     def failed(self, passage: Passage, fault: AccountFault) -> None:
         """Pause the account, or all of its tenant: their fault, for as long as the fault says."""
         outlet = self._of(passage)
-        if outlet is None:
-            return  # the fault is of settings that were changed meanwhile
+        if outlet is None or self._aborted:
+            return  # the fault is of settings that were changed meanwhile, or nobody's
         self._open(outlet, fault, on_trial=passage.trial)
         if fault.code == TENANT_BLOCKED:
             for name, other in self._outlets.items():
@@ -428,6 +429,7 @@ class Outlets:
 
     def abort(self) -> None:
         """Cut all connections: what awaits a reply after its final dot ends as unknown."""
+        self._aborted = True
         for transport in [*(outlet.transport for outlet in self._outlets.values()), *self._closing.values()]:
             transport.abort()
 

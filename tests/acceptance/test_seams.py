@@ -165,6 +165,21 @@ async def test_a_stop_cuts_off_what_came_from_a_directory_that_was_changed_meanw
             await _settled_as_unknown(bench)
 
 
+async def test_a_stop_that_cuts_off_is_not_held_against_the_account(tmp_path: Path) -> None:
+    async with SmtpServer(Script(data=Hang())) as server:
+        one = account(server, max_connections=1)
+        async with running(tmp_path, [one], watch=True, grace_seconds=0.1) as bench:
+            for number in range(5):  # one is under way, the others wait for the connection
+                bench.drop(f"{number}.eml", SIMPLE)
+            await until(lambda: "DATA" in server.commands, "the transaction")
+            await until(lambda: bench.relay.inlets.get("pickup").cycle.in_flight == 5, "those that wait")
+        assert bench.names() == [f"{number}.eml" for number in range(5)]
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        assert (await bench.get("/accounts/main"))["pause"] is None
+        states = sorted(m["state"] for m in (await bench.get("/queue/messages"))["items"])
+        assert states == ["deferred", *["waiting"] * 4]
+
+
 async def test_a_stop_does_not_wait_for_a_locked_database_and_the_next_start_sends_nothing_twice(
     tmp_path: Path,
 ) -> None:

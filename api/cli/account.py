@@ -17,8 +17,8 @@ import typer
 from api.cli.client import Client, Json, KeyFile, Url
 from api.cli.output import EXIT_FAILED, EXIT_OK, out, say, show_json, table
 from core.domain.account import Account, AuthMethod, Security
+from core.domain.presets import TLS_PORTS
 
-TLS_PORTS = (465, 2465)  # RFC 8314: TLS from the first octet
 ACCOUNT_NAME = "command-line"
 
 app = typer.Typer(help="Accounts of the service.", no_args_is_help=True)
@@ -27,7 +27,11 @@ Host = Annotated[str | None, typer.Option(envvar="MPU_SMTP_HOST", help="Mail ser
 Port = Annotated[int, typer.Option(envvar="MPU_SMTP_PORT", min=1, max=65535, help="Its port.")]
 SecurityOption = Annotated[
     Security | None,
-    typer.Option("--security", envvar="MPU_SMTP_SECURITY", help="Default: tls on port 465, else starttls."),
+    typer.Option(
+        "--security",
+        envvar="MPU_SMTP_SECURITY",
+        help=f"Default: tls on port {' and '.join(map(str, TLS_PORTS))}, else starttls.",
+    ),
 ]
 Username = Annotated[str | None, typer.Option(envvar="MPU_SMTP_USERNAME", help="Log in with it.")]
 PasswordFile = Annotated[

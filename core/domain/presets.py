@@ -14,6 +14,7 @@ from typing import Any
 from core.domain.account import Security
 
 STARTTLS, TLS = Security.STARTTLS, Security.TLS
+TLS_PORTS = (465, 2465)  # TLS from the first octet (RFC 8314 section 3.3, and what providers add)
 DAY_RECIPIENTS = 10_000
 
 

@@ -39,7 +39,8 @@ from core.smtp.dialogue import AccessTokens, ConnectFailed, Target, Timeouts
 from core.smtp.errors import ConversationEnded
 from core.smtp.events import Command
 from core.transport.certificate import read_certificate
-from core.transport.check_texts import CAUSES, EXTENSIONS, NO_CAUSE, PORT_25, SILENT_BANNER, silent_remedy
+from core.transport.check_texts import CAUSES, EXTENSIONS, NO_CAUSE, PORT_25
+from core.transport.remedies import silent_banner
 from core.transport.smtp import MAX_WORDS, fault_of, login_refusal, target_of
 
 CHECK_SECONDS = 30.0  # a person waits for it
@@ -144,9 +145,11 @@ class _Trial:
     def ran_out_of_time(self, limit: float) -> None:
         """The step under way failed for that."""
         name = self._asked or self._next()
-        silent = silent_remedy(self.account.port, "timeout") if name == "banner" else None
-        cause = SILENT_BANNER if silent is not None else CAUSES["timeout"]
-        remedy = "Check host, port and firewall." if name in ("dns", "port", "tls") else silent or "Try again later."
+        cause = CAUSES["timeout"]
+        remedy = "Check host, port and firewall." if name in ("dns", "port", "tls") else "Try again later."
+        silent = silent_banner(self.account, "timeout") if name == "banner" else None
+        if silent is not None:
+            cause, remedy = silent
         self._fail(name, f"not done within {limit:g} s", "timeout", cause, remedy)
 
     # --- what dial tells ----------------------------------------------------------------------------------------------
@@ -218,17 +221,14 @@ class _Trial:
             code, cause = refusal.code, refusal.cause
         elif failed.code.startswith("connect_") and self.account.port == 25:
             cause += PORT_25
-        elif name == "banner" and self._silent_for_tls(code):
-            cause = SILENT_BANNER
+        elif name == "banner":
+            silent = silent_banner(self.account, code)
+            cause = cause if silent is None else silent.cause
         words = "" if failed.reply is None else f": {_words(failed.reply)}"
         self._fail(name, failed.detail + words, code, cause, fault.remedy)
         if failed.code.startswith("certificate_"):
             with contextlib.suppress(ConnectFailed):
                 await self._look_at(await _unverified(self._target), failed.code)
-
-    def _silent_for_tls(self, code: str) -> bool:
-        """Whether a banner that did not come may be waiting for TLS."""
-        return self.account.security is not Security.TLS and silent_remedy(self.account.port, code) is not None
 
     async def _look_at(self, der: bytes | None, code: str) -> None:
         """Say of a certificate that was not taken what it is."""

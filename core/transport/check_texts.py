@@ -36,18 +36,6 @@ CAUSES = {
 }
 NO_CAUSE = "The server's words say what it is."
 PORT_25 = " Clouds and access providers block port 25: use 587 or 465."
-SILENT_BANNER = "The server says nothing. If the port is one for TLS from the start (465), it waits for that."
-TLS_PORTS = (465, 2465)  # RFC 8314: TLS from the first octet
-
-
-def silent_remedy(port: int, code: str) -> str | None:
-    """What to do about a server that says nothing although it need not wait for TLS; None: nothing special."""
-    if port in TLS_PORTS and code in ("timeout", "closed"):
-        return f"Set security to tls: port {port} is for TLS from the start."
-    if code == "timeout":
-        return "If the port is for TLS from the start, set security to tls; else check host, port and firewall."
-    return None
-
 
 # keyword -> cost where it is missing, remedy
 EXTENSIONS: dict[str, tuple[str, str]] = {

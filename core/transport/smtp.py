@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from core.domain.account import Account, AuthMethod, Security
+from core.domain.account import Account, AuthMethod
 from core.domain.blame import MINUTE, Rule, Ruling, judge
 from core.domain.clock import Clock
 from core.domain.envelope import Recipient
@@ -32,33 +32,10 @@ from core.smtp.dialogue import (
 )
 from core.smtp.pool import Pool, PoolTurn
 from core.transport.base import AccountUnavailable, Content, Journal, Mail
-from core.transport.check_texts import silent_remedy
+from core.transport.remedies import REMEDIES, silent_banner
 
 INLINE_BYTES = 1 << 18  # a larger body is prepared in a thread: it may be re-encoded
 
-_REMEDIES = {
-    "dns_failed": "Check the account's host name and this machine's name service.",
-    "connect_failed": "Check host and port, and that the firewall lets this machine out (587 or 465, not 25).",
-    "target_forbidden": "Correct the account's host, or what its name resolves to.",
-    "connect_timeout": "Check host and port, and that the firewall lets this machine out (587 or 465, not 25).",
-    "tls_failed": "Check that port and security of the account fit: 587 is starttls, 465 is tls.",
-    "certificate_untrusted": "Give the authority that signed the server's certificate as tls_ca_file.",
-    "certificate_self_signed": "If the server is yours, put its certificate into a PEM file: tls_ca_file.",
-    "certificate_not_yet_valid": "Check this machine's clock; else the server's operator must renew the certificate.",
-    "certificate_expired": "The server's certificate has expired: its operator must renew it. Check this clock, too.",
-    "certificate_wrong_host": "Set the account's host to a name that is in the server's certificate.",
-    "starttls_missing": "The server offers no STARTTLS: use its TLS port with security tls, or another port.",
-    "starttls_refused": "The server refuses STARTTLS: use its TLS port with security tls.",
-    "starttls_injection": "Something between here and the server tampers with the connection. Use security tls.",
-    "login_not_offered": "The server offers no login that the account's auth allows: check port, security and auth.",
-    "password_missing": "Set the account's password, password_from or oauth; or auth none, if none is needed.",
-    "plaintext_login_refused": "Use security starttls or tls; or set allow_plaintext_login if the way is safe.",
-    "token_failed": "Check the account's OAuth settings; no access token could be had.",
-    "protocol_error": "Check host and port: what answers there is no mail server, or breaks the protocol, which its "
-    "operator can mend. MPU tries again by itself.",
-    "secret_missing": "Provide what password_from names: mount the file or credential, or set the variable and "
-    "restart. MPU looks again by itself.",
-}
 MAX_WORDS = 500  # characters of a server's words in a sentence of ours
 SECRET_SECONDS = 30.0  # between looks for a secret that is not there
 REUSED_DEAD_MAX = 3  # so often a message moves on at once from a kept connection that was dead
@@ -114,17 +91,18 @@ def fault_of(account: Account, error: ConnectFailed, own: Sequence[Rule] | None 
         ruling = judge(error.phase, error.reply, own=compiled(account.reply_rules) if own is None else own)
         code = error.code if ruling.code == "server_refuses" else ruling.code
         pause, passing = ruling.pause_seconds, ruling.passing
-        remedy = ruling.remedy if ruling.origin else _REMEDIES.get(error.code, ruling.remedy)
+        remedy = ruling.remedy if ruling.origin else REMEDIES.get(error.code, ruling.remedy)
         refusal = None if ruling.origin else login_refusal(account, error)
         if refusal is not None and (refusal.code != "login_deferred" or code == "login_deferred"):
             detail, remedy = refusal.cause.rstrip("."), refusal.remedy
         detail = _with_origin(f"{detail}: {error.reply.code} {error.reply.text[:MAX_WORDS]}", ruling)
     else:
-        code, remedy = error.code, _REMEDIES.get(error.code, "Nothing to do: MPU tries again by itself.")
+        code, remedy = error.code, REMEDIES.get(error.code, "Nothing to do: MPU tries again by itself.")
         passing = code not in _CONFIGURATION
         pause = MINUTE if passing else None
-        if error.phase is Phase.BANNER and account.security is not Security.TLS:
-            remedy = silent_remedy(account.port, code) or remedy
+        silent = silent_banner(account, code) if error.phase is Phase.BANNER else None
+        if silent is not None:
+            remedy = silent.remedy
         if code == "secret_missing":  # to look costs nobody anything, and mail goes soon after it is there
             passing, pause = False, SECRET_SECONDS
     return AccountFault(account.name, error.phase, code, detail, remedy, pause, passing, error.reply)

@@ -21,7 +21,7 @@ from core.domain.account import Account, AuthMethod, OAuth, OAuthGrant, OAuthPro
 from core.domain.outcome import Blame
 from core.domain.reply import Phase
 from core.smtp.dialogue import ConnectFailed, TokenFailed
-from core.transport.check import Step, check, send_as_address
+from core.transport.check import Step, _Trial, check, send_as_address
 from core.transport.smtp import fault_of
 from tests.support.smtp_server import DEFAULT_EXTENSIONS, Close, Hang, Raw, Script, SmtpServer, certificate
 
@@ -236,6 +236,30 @@ async def test_a_port_for_tls_where_it_is_not_expected(tls: Tls, security: Secur
         assert (await tried(replace(value, security=Security.TLS, host="localhost")))["tls"].ok
 
 
+async def test_a_server_that_is_silent_behind_tls_is_not_told_to_use_tls(tls: Tls) -> None:
+    async with SmtpServer(Script(banner=Hang()), context=tls.context, implicit_tls=True) as server:
+        value = account(server, security=Security.TLS, tls_ca_file=tls.ca_file, host="localhost")
+        for limit in ({"limit_seconds": 1.0}, {"limit_seconds": 0.4}):  # the banner's time is up, or the whole's
+            failed = the_failure(await tried(value, **limit))
+            assert (failed.name, failed.code) == ("banner", "timeout")
+            assert "TLS is up" in failed.cause
+            assert "Check host, port and firewall; if" in failed.remedy
+
+
+@pytest.mark.parametrize("port", [465, 587, 2465])
+@pytest.mark.parametrize("security", Security)
+def test_the_check_says_of_a_silent_banner_what_the_pause_says(port: int, security: Security) -> None:
+    """Whichever time is up first: the banner's own, or the whole's."""
+    settings = Account("main", "h", port, security=security)
+    said = fault_of(settings, ConnectFailed(Phase.BANNER, "timeout", "no banner")).remedy
+    trial = _Trial(settings, None, None, True, NOW, 1.0)
+    for name in ("dns", "port", "tls"):
+        trial.steps[name] = Step(name, True, 0.0)
+    trial.ran_out_of_time(1.0)
+    assert trial.steps["banner"].remedy == said
+    assert (f"Set security to tls: port {port}" in said) is (port != 587 and security is not Security.TLS)
+
+
 @pytest.mark.parametrize(
     ("port", "security", "code", "words"),
     [
@@ -244,7 +268,9 @@ async def test_a_port_for_tls_where_it_is_not_expected(tls: Tls, security: Secur
         (2465, Security.NONE, "closed", "Set security to tls: port 2465"),
         (587, Security.STARTTLS, "timeout", "If the port is for TLS"),
         (587, Security.STARTTLS, "closed", "Nothing to do"),
-        (465, Security.TLS, "timeout", "Nothing to do"),
+        (465, Security.TLS, "timeout", "Check host, port and firewall; if"),
+        (587, Security.TLS, "timeout", "Check host, port and firewall; if"),
+        (465, Security.TLS, "closed", "Nothing to do"),
     ],
 )
 def test_the_pause_says_so_too(port: int, security: Security, code: str, words: str) -> None:

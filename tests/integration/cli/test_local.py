@@ -156,7 +156,12 @@ def test_setup_asks_for_the_host_that_a_preset_does_not_know(
 
 @pytest.mark.parametrize(
     ("port", "security", "expected"),
-    [(587, None, Security.STARTTLS), (465, None, Security.TLS), (465, Security.NONE, Security.NONE)],
+    [
+        (587, None, Security.STARTTLS),
+        (465, None, Security.TLS),
+        (2465, None, Security.TLS),
+        (465, Security.NONE, Security.NONE),
+    ],
 )
 def test_security_follows_the_port(port: int, security: Security | None, expected: Security) -> None:
     account = account_of("h", port, security, None, None)

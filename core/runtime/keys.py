@@ -9,7 +9,6 @@ command line) within that time. What was not found is looked for each time.
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +29,6 @@ SEEN_KEYS = 1000  # at most; then all are looked up again
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    digest: str
     record: KeyRecord
     at: float  # monotonic, before it was looked up
 
@@ -58,7 +56,7 @@ class Keys:
     async def _find(self, digest: str) -> KeyRecord | None:
         began = self._clock.monotonic()
         seen = self._seen.get(digest)
-        if seen is not None and began - seen.at < SEEN_SECONDS and hmac.compare_digest(seen.digest, digest):
+        if seen is not None and began - seen.at < SEEN_SECONDS:
             return seen.record
         deletions = self._deletions
         record = await self._store.read(lambda session: keys.by_digest(session, digest))
@@ -67,7 +65,7 @@ class Keys:
         elif deletions == self._deletions:  # else it may have been read before it was deleted
             if len(self._seen) >= SEEN_KEYS:
                 self._seen.clear()
-            self._seen[digest] = _Seen(digest, record, began)
+            self._seen[digest] = _Seen(record, began)
         return record
 
     def _note_use(self, record: KeyRecord, now: float) -> None:

@@ -70,8 +70,8 @@ log = structlog.get_logger()
 
 _LAST_SECOND = 253_402_300_799  # of the year 9999: file systems know later ones
 READ_INLINE_BYTES = 1 << 18  # larger files are read in a thread
-KEPT_BYTES = 1 << 20  # files up to this size stay in memory from the first look until they are sent,
-KEPT_BYTES_ALL = 32 << 20  # as long as all larger ones than those read inline have no more than this
+KEPT_BYTES = 1 << 20  # a file up to this size stays in memory from the first look to the sending
+KEPT_BYTES_ALL = 32 << 20  # so much of those read in a thread at once; the rest is read twice
 LARGE_AT_ONCE = 2  # one reads, one looks through what it read, with the interpreter: more only keep the loop from it
 
 
@@ -352,7 +352,7 @@ class Delivery:
         self._kept -= work.kept
         work.kept = 0
 
-    def _read(self, spool: DirectorySpool, directory: Directory, opened: Opened, keep_bytes: int = 0) -> Prepared:
+    def _read(self, spool: DirectorySpool, directory: Directory, opened: Opened, keep_octets: int = 0) -> Prepared:
         identity = opened.identity
         prepared = prepare(
             opened.fd,
@@ -363,7 +363,7 @@ class Delivery:
             max_header_bytes=self._limits.max_header_bytes,
             max_recipients=directory.max_recipients,
             name=identity.name,
-            keep_octets=keep_bytes,
+            keep_octets=keep_octets,
         )
         if prepared.dot_proof is not None:
             with contextlib.suppress(StorageFull):  # the next such file proves it again

@@ -12,7 +12,6 @@ encoded goes as it is under 8BITMIME, as mail servers do, and fails (5.6.3) with
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -37,16 +36,12 @@ from core.domain.encoded_word import decode_words
 from core.domain.envelope import Envelope, envelope_of, rewrite_sender
 from core.domain.header import Header, Layout, find_header, split_header
 from core.domain.recode import survey
-from core.errors import MessageRefused, MessageRejected
+from core.errors import MessageChanged, MessageRejected
+from core.spool.foreign import refuse_django_file, refuse_rails_file
 from core.spool.message_file import CHUNK_OCTETS, BodySource, MessageFile
 
 _FIRST_READ = 65_536
 _TAIL = 1_024  # octets in which a lone dot may end a stuffed file
-_DASHES = b"\n" + b"-" * 79 + b"\n"
-_RAILS_NEXT = re.compile(
-    rb"^Date: [^\r\n]*+\r?\nFrom: [^\r\n]*+\r?\n(?:[^\r\n]++\r?\n){0,12}?Message-ID: <[^>\r\n]++(?<=\.mail)>",
-    re.MULTILINE,
-)
 
 
 @dataclass(slots=True)
@@ -62,6 +57,8 @@ class FileBody:
     def chunks(self) -> Iterator[bytes]:
         """From the start, at most 256 KiB each. Raises MessageChanged. May be called again."""
         kept = self._pieces.whole()
+        if kept is None and self.dotless:
+            raise MessageChanged("it is no more in memory, and nobody looked at what would be read now")
         if kept is not None:
             if len(kept) + len(self._head) <= CHUNK_OCTETS:
                 yield self._head + kept
@@ -282,11 +279,11 @@ def prepare(
     whole = file.read_all() if size <= max(keep_octets, CHUNK_OCTETS) else None
     data, layout = _read_header(file, whole, max_header_bytes)
     header = split_header(data[layout.start : layout.end])
-    _refuse_log(file, whole, header)
+    refuse_django_file(file, whole, header)
     held = None if whole is None else data[layout.body :]
     del data, whole
     source = BodySource(file, layout.body, size, held, size=0, unstuff=False, as_is=False)
-    _refuse_appended(source, header, name)
+    refuse_rails_file(source, header, name)
     envelope = envelope_of(header, max_recipients=max_recipients)
     facts = _scan(source)
     stuffed = _is_stuffed(facts, header, dot_stuffing, proven)
@@ -306,9 +303,9 @@ def prepare(
     return Prepared(envelope, header, facts, proof, stuffed, message_id, source, layout.dropped)
 
 
-def _read_header(file: MessageFile, held: bytes | None, limit: int) -> tuple[bytes, Layout]:
-    data = held if held is not None else file.read(0, _FIRST_READ)
-    layout = find_header(data, complete=held is not None, limit=limit)
+def _read_header(file: MessageFile, whole: bytes | None, limit: int) -> tuple[bytes, Layout]:
+    data = whole if whole is not None else file.read(0, _FIRST_READ)
+    layout = find_header(data, complete=whole is not None, limit=limit)
     while layout is None:
         data += file.read(len(data), min(len(data), file.size - len(data)))
         layout = find_header(data, complete=len(data) == file.size, limit=limit)
@@ -348,35 +345,6 @@ def _cut_terminator(source: BodySource) -> None:
     source.end = start + at
     if kept is not None:
         source.held = kept[: source.end - source.start]
-
-
-def _refuse_log(file: MessageFile, whole: bytes | None, header: Header) -> None:
-    """Files that several mails are appended to can't be taken apart safely: left, with the reason."""
-    at = max(0, file.size - len(_DASHES))
-    tail = whole[at:] if whole is not None else file.read(at, file.size - at)
-    if tail == _DASHES and b"mime-version" in header.by_name:
-        raise MessageRefused(
-            "this is a log of Django's file backend (mails with lines of 79 dashes between them, no Bcc), not a mail",
-            remedy="let the application write one file a mail, with X-Receiver or Bcc fields",
-        )
-
-
-def _refuse_appended(source: BodySource, header: Header, name: bytes) -> None:
-    """Likewise."""
-    message_id = header.first(b"message-id")
-    if message_id is None or not message_id.endswith(b".mail>"):
-        return
-    tail = b""
-    appended = (
-        b"@" in name and name.removesuffix(b".eml") in b" ".join(header.values(b"to")).replace(b"<", b" ").split()
-    )
-    for piece in source.raw():
-        if appended or _RAILS_NEXT.search(tail + piece):
-            raise MessageRefused(
-                "this is a file of Rails' :file delivery (mails of one recipient, appended to one another), not a mail",
-                remedy="let the application write one file a mail",
-            )
-        tail = piece[-8192:]
 
 
 def _is_utf8(data: bytes) -> bool:

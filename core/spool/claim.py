@@ -139,20 +139,21 @@ def release(opened: Opened) -> None:
 
 def release_all(handles: Iterable[Opened]) -> None:
     """Let go of them; neighbouring descriptors in one call, since at each the interpreter is given away."""
-    fds = []
+    together: list[Opened] = []
+    alone: list[Opened] = []
     for opened in handles:
-        if opened.fd < 0 or opened.lock_fd >= 0:
-            release(opened)
-            continue
-        fds.append(opened.fd)
+        (together if opened.fd >= 0 and opened.lock_fd < 0 else alone).append(opened)
+    fds = sorted(opened.fd for opened in together)
+    for opened in together:
         opened.fd = -1
         opened.place.handles.discard(opened)
-    fds.sort()
     first = 0
     for at in range(1, len(fds) + 1):
         if at == len(fds) or fds[at] != fds[at - 1] + 1:
             os.closerange(fds[first], fds[at - 1] + 1)
             first = at
+    for opened in alone:
+        release(opened)
 
 
 def claim_error(place: Place, error: OSError) -> RelayError:

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import core.delivery
 from core.domain.account import Directory, OnUnknown
 from tests.support.clock import ManualClock
 from tests.support.relay import SIMPLE, account, mail, running, until
-from tests.support.smtp_server import DEFAULT_EXTENSIONS, Close, Script, SmtpServer
+from tests.support.smtp_server import DEFAULT_EXTENSIONS, Close, Hang, Script, SmtpServer
 
 DOTNET = (
     b"X-Sender: shop@example.com\r\n"
@@ -216,3 +217,40 @@ async def test_a_file_of_an_odd_time_goes_out_with_a_date(tmp_path: Path, mtime:
         await bench.drain()
         await until(lambda: server.messages and not bench.names(), "delivery")
         assert b"Date: " in server.messages[0].body
+
+
+LARGE = b"0123456789abcdef\r\n" * 40_000  # over what is read at once, under what stays in memory
+SIGNED = b"MIME-Version: 1.0\r\nContent-Type: multipart/signed; boundary=b; protocol=x; micalg=x\r\n"
+
+
+@pytest.mark.parametrize("room", [32 << 20, 1 << 20, 0])
+async def test_the_room_for_large_mails_in_memory_comes_back_whatever_becomes_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    monkeypatch.setattr(core.delivery, "KEPT_BYTES_ALL", room)
+    script = Script(rcpt={"no@example.org": "550 5.1.1 unknown", "later@example.org": "451 4.3.0 later"})
+    async with SmtpServer(script) as server, running(tmp_path, [account(server)]) as bench:
+        bodies = {"jo@example.org": LARGE, "no@example.org": LARGE, "later@example.org": b"." + LARGE}
+        for number, (to, body) in enumerate(bodies.items()):
+            bench.drop(f"{number}.eml", mail(number, to=to, body=body))
+        bench.drop("signed.eml", SIGNED + mail(8, body=LARGE + b"x" * 1000))  # never sendable
+        bench.drop("none.eml", b"Subject: nobody\r\n\r\n" + LARGE)
+        await bench.drain()
+        assert [message.body.endswith(b"\r\n\r\n" + LARGE) for message in server.messages] == [True]
+        assert bench.relay.delivery._kept == 0
+        await bench.http.post("/accounts/main/pause", json={"reason": "test"})
+        bench.drop("blocked.eml", mail(9, body=LARGE))
+        await bench.drain()
+        assert bench.relay.delivery._kept == 0
+
+
+async def test_the_room_for_large_mails_comes_back_when_a_stop_cuts_them_off(tmp_path: Path) -> None:
+    async with (
+        SmtpServer(Script(data=Hang())) as server,
+        running(tmp_path, [account(server)], watch=True, grace_seconds=0.1) as bench,
+    ):
+        bench.drop("a.eml", mail(1, body=LARGE))
+        await until(lambda: "DATA" in server.commands, "the transaction")
+        assert bench.relay.delivery._kept > len(LARGE)
+        await bench.relay.stop()
+        assert bench.relay.delivery._kept == 0

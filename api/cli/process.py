@@ -51,7 +51,8 @@ from core.settings import Settings
 from core.spool.directory import DirectorySpool
 from core.store import accounts as account_rows
 from core.store import directories as directory_rows
-from core.store import sender_routes
+from core.store import sender_routes, slowdowns
+from core.store.slowdowns import Slowed
 from core.store.store import Store
 from core.store.usage import Used
 
@@ -247,10 +248,12 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
     def tell(delivered: Delivered) -> None:
         rows.append(row_of(delivered)) if as_json else _tell(delivered)
 
-    def used(session: Session) -> dict[str, list[Used]]:
-        return used_by(session, [account for account, _ in job.accounts], CLOCK.now())
+    def held_back(session: Session) -> tuple[dict[str, list[Used]], dict[str, Slowed]]:
+        accounts = [account for account, _ in job.accounts]
+        return used_by(session, accounts, CLOCK.now()), slowdowns.of_accounts(session, [a.name for a in accounts])
 
     waiting: list[float] = []
+    used, slowed = ({}, {}) if job.store is None else job.store.read_now(held_back)
     ledger = job.store.ledger if job.store is not None else Ledger(None, clock=CLOCK)
     try:
         done = await one_pass(
@@ -261,7 +264,8 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
             ledger=ledger,
             remember=forget if job.store is None else stored_in(ledger, job.store.secrets),
             followers=None if job.store is None else StoredFollowers(job.store, CLOCK),
-            used={} if job.store is None else job.store.read_now(used),
+            used=used,
+            slowed=slowed,
             include_deferred=deferred_too,
             settings=job.settings,
             on_delivered=tell,

@@ -30,6 +30,7 @@ from core.settings import Settings
 from core.slots import OpenMessages
 from core.spool.directory import DirectorySpool
 from core.store.ledger import Ledger
+from core.store.slowdowns import Slowed
 from core.store.usage import Used
 
 WRITER_WAIT_SECONDS = 1.0  # beside quiet_seconds: how long files that may still be written are waited for
@@ -66,6 +67,7 @@ async def process(
     remember: Remember = forget,
     followers: Followers | None = None,
     used: Mapping[str, Iterable[Used]] = MappingProxyType({}),
+    slowed: Mapping[str, Slowed] = MappingProxyType({}),
     include_deferred: bool = False,
     on_delivered: Callable[[Delivered], None] = lambda _: None,
     stop: asyncio.Event | None = None,
@@ -74,7 +76,8 @@ async def process(
 
     `accounts`: those that the directory and the sender routes name, with an operator's pause where there is one.
     `remember` and `followers` store a refresh token that changes; `used`: what accounts with limits sent in the last
-    24 hours. What a quota has no room for soon is left. Raises DirectoryUnavailable.
+    24 hours; `slowed`: what servers asked accounts to slow down to. What a quota has no room for soon is left. Raises
+    DirectoryUnavailable.
     """
     stop = stop or asyncio.Event()
     tokens = Tokens(settings, clock, remember, followers)
@@ -87,7 +90,7 @@ async def process(
     )
     outlets.quotas.restore(used)
     for account, pause in accounts:
-        outlets.set(account, pause)
+        outlets.set(account, pause, slowed.get(account.name))
     outlets.set_sender_routes(routes)
     result = Processed()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import structlog
 from sqlmodel import Session
@@ -20,7 +21,7 @@ from sqlmodel import Session
 from core.domain.account import Account
 from core.domain.blame import TOO_FAST
 from core.domain.clock import Clock
-from core.domain.limits import NONE, PATIENCE_SECONDS, FewerConnections, Limits, Meter, Reservation, Slowdown, fewer
+from core.domain.limits import NONE, PATIENCE_SECONDS, FewerConnections, Limits, Meter, Reservation, fewer
 from core.store import usage
 from core.store.slowdowns import Slowed
 from core.store.usage import Used
@@ -138,25 +139,24 @@ class Quota:
         """What it is slowed down to, for the next start; None: it isn't."""
         if not self.slowed:
             return None
-        slowdown, connections = self.meter.slowdown, self.connections
+        rate, connections = self.meter.slowdown, self.connections
         ahead = self._clock.now() - self._clock.monotonic()
         return Slowed(
-            rate=slowdown.rate if slowdown is not None else None,
-            rate_since=slowdown.since + ahead if slowdown is not None else None,
-            top=slowdown.top if slowdown is not None else None,
-            connections=connections.most if connections is not None else None,
-            connections_since=connections.since + ahead if connections is not None else None,
+            None if rate is None else replace(rate, since=rate.since + ahead),
+            None if connections is None else replace(connections, since=connections.since + ahead),
         )
 
     def slow_as(self, before: Slowed) -> None:
         """As it was in an earlier life; what has crept back since then is forgotten at the next look."""
         now, wall = self._clock.monotonic(), self._clock.now()
-        if before.rate is not None and before.top is not None:
-            since = now - max(wall - (before.rate_since or 0.0), 0.0)  # a clock that was set back: as if just now
-            self.meter.slowdown = Slowdown(before.rate, since, before.top)
+
+        def here(since: float) -> float:
+            return now - max(wall - since, 0.0)  # a clock that was set back: as if just now
+
+        if before.rate is not None:
+            self.meter.slowdown = replace(before.rate, since=here(before.rate.since))
         if before.connections is not None:
-            since = now - max(wall - (before.connections_since or 0.0), 0.0)
-            self.connections = FewerConnections(before.connections, since)
+            self.connections = replace(before.connections, since=here(before.connections.since))
         self._changed()
 
     def most_connections(self, setting: int) -> int | None:

@@ -187,7 +187,7 @@ class Relay:
         self.history = History(store)
         remember = stored_in(store.ledger, store.secrets)
         self.tokens = Tokens(settings, clock, remember, StoredFollowers(store, clock))
-        self.slowdowns = Slowdowns(store)
+        self.slowdowns = Slowdowns(store, lambda name: self.outlets.quotas.slowed(name))
         self.outlets = Outlets(
             clock=clock,
             chance=self._chance,
@@ -196,7 +196,6 @@ class Relay:
             on_open=on_open,
             quotas=Quotas(clock=clock, on_open=on_open, on_slowed=self.slowdowns.changed, restored=False),
         )
-        self.slowdowns.of(self.outlets.quotas)
         self.delivery = Delivery(
             self.outlets,
             _Gate(store),

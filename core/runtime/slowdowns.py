@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 from sqlmodel import Session
 
 from core.errors import RelayError
-from core.runtime.quotas import Quotas
 from core.store import slowdowns
 from core.store.slowdowns import Slowed
 from core.store.store import Store
@@ -21,15 +21,12 @@ log = structlog.get_logger()
 class Slowdowns:
     """`changed` is told of accounts whose servers asked for fewer messages or connections. Of the event loop."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, slowed: Callable[[str], Slowed | None]) -> None:
+        """`slowed`: what an account is slowed down to by now; None: it isn't."""
         self._store = store
-        self._quotas: Quotas | None = None
+        self._slowed = slowed
         self._changed: set[str] = set()
         self._writing: asyncio.Task[None] | None = None
-
-    def of(self, quotas: Quotas) -> None:
-        """Whose they are."""
-        self._quotas = quotas
 
     def changed(self, account: str) -> None:
         """The first is written at once, what follows it together with the next."""
@@ -45,23 +42,29 @@ class Slowdowns:
         await self._write()
 
     async def _write_each(self) -> None:
-        while self._changed:
-            await self._write()
-            await asyncio.sleep(WRITE_EACH_SECONDS)
-        self._writing = None
+        try:
+            while self._changed:
+                await self._write()
+                await asyncio.sleep(WRITE_EACH_SECONDS)
+        finally:
+            self._writing = None
 
     async def _write(self) -> None:
+        """What can't be written is tried again with the next."""
         names, self._changed = self._changed, set()
-        quotas = self._quotas
-        if not names or quotas is None:
+        if not names:
             return
-        found: dict[str, Slowed | None] = {name: quotas.slowed(name) for name in names}
-
-        def write(session: Session) -> None:
-            for name, slowed in found.items():
-                slowdowns.put(session, name, slowed)
-
         try:
+            found = {name: self._slowed(name) for name in names}
+
+            def write(session: Session) -> None:
+                for name, slowed in found.items():
+                    slowdowns.put(session, name, slowed)
+
             await asyncio.shield(self._store.write(write))
         except RelayError as error:
+            self._changed |= names
             log.warning("slower pace not written down", accounts=sorted(names), reason=error.detail)
+        except Exception:  # the next write may succeed
+            self._changed |= names
+            log.exception("slower pace not written down", accounts=sorted(names))

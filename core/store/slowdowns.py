@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlmodel import Session
+from sqlmodel import Session, col, select
 
+from core.domain.limits import FewerConnections, Slowdown
 from core.store.tables import AccountRow
 
 
 @dataclass(frozen=True, slots=True)
 class Slowed:
-    """See core/domain/limits.py, Slowdown and FewerConnections. Times in seconds since the epoch; None: none."""
+    """With times in seconds since the epoch; None: not in that way."""
 
-    rate: float | None = None  # messages a second, at `rate_since`
-    rate_since: float | None = None
-    top: float | None = None
-    connections: int | None = None  # at most, at `connections_since`
-    connections_since: float | None = None
+    rate: Slowdown | None = None
+    connections: FewerConnections | None = None
 
 
 def put(session: Session, account: str, slowed: Slowed | None) -> None:
@@ -30,6 +29,18 @@ def put(session: Session, account: str, slowed: Slowed | None) -> None:
         session.flush()
 
 
+def of_accounts(session: Session, names: Iterable[str]) -> dict[str, Slowed]:
+    """Those of the accounts that are slowed down, over or not."""
+    rows = session.exec(select(AccountRow).where(col(AccountRow.name).in_(names)))
+    found = ((row.name, of_stored(row.slowed)) for row in rows)
+    return {name: slowed for name, slowed in found if slowed is not None}
+
+
 def of_stored(stored: dict[str, Any] | None) -> Slowed | None:
     """As the column has it."""
-    return None if stored is None else Slowed(**stored)
+    if stored is None:
+        return None
+    rate, connections = stored["rate"], stored["connections"]
+    return Slowed(
+        None if rate is None else Slowdown(**rate), None if connections is None else FewerConnections(**connections)
+    )

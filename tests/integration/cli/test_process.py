@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import time
@@ -9,8 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from core.domain.limits import FewerConnections
+from core.runtime.clock import SystemClock
 from core.runtime.sandbox import Sandbox
+from core.store import slowdowns
+from core.store.slowdowns import Slowed
+from core.store.store import Store
 from tests.support.command import mpu
+from tests.support.smtp_server import Script, ThreadedSmtpServer
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
@@ -124,3 +131,26 @@ def test_saved_accounts_and_directories(
     assert mpu("explain", EXAMPLES / "plain.eml", "--directory", "pickup") == 0
     assert "goes out through box" in capsys.readouterr().out
     assert mpu("explain", EXAMPLES / "plain.eml", "--directory", "nosuch") == 1
+
+
+async def slow_down(data: Path, account: str, slowed: Slowed) -> None:
+    """As a service wrote it down that ran before."""
+    store = Store.open(str(data), clock=SystemClock(), create=False)
+    await store.write(lambda session: slowdowns.put(session, account, slowed))
+    store.close()
+
+
+@pytest.mark.parametrize("most", [None, 1])
+def test_an_account_that_its_server_slowed_down_sets_out_as_slowly(
+    pickup: Path, tmp_path: Path, most: int | None
+) -> None:
+    with ThreadedSmtpServer(script=Script(round_trip_seconds=0.02)) as smtp:
+        way = ("--host", "127.0.0.1", "--port", str(smtp.port), "--security", "none")
+        assert mpu("setup", "-d", pickup, *way, "--account", "box") == 0
+        if most is not None:
+            asyncio.run(slow_down(tmp_path / "data", "box", Slowed(connections=FewerConnections(most, time.time()))))
+        for number in range(8):
+            (pickup / f"{number}.eml").write_bytes((EXAMPLES / "plain.eml").read_bytes())
+        assert mpu("process", pickup, "--send") == 0
+        assert smtp.taken == 8
+        assert (smtp.accepted == 1) is (most == 1)

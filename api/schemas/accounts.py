@@ -332,7 +332,10 @@ class UsagePublic(Out):
     )
     messages_last_day: int = Field(description="Likewise, of the last 24 hours.")
     recipients_last_day: int = Field(description="Recipients of these messages.")
-    next_at: Time | None = Field(description="Out of quota: when one more message may go. null: it may go now.")
+    next_at: Time | None = Field(
+        description="When one more message may go, where that is a while: a limit is spent, or so many stand in line "
+        "for `messages_per_second` or `rate_per_second` that it takes more than 5 s. null: it may go now, or soon."
+    )
     rate_per_second: Number | None = Field(
         description="Messages a second that it is slowed down to because its server asked for it; creeps back by a "
         "tenth a minute. null: it isn't."
@@ -425,8 +428,8 @@ class TestMessagePublic(Out):
     internet_message_id: str
     remedy: str
     over_quota_until: Time | None = Field(
-        description="A limit of the account was spent, until then: it went over it. Mail of directories waits. null: "
-        "there was room."
+        description="One of the account's limits by minute, hour or day was spent, until then: it went over it. Mail "
+        "of directories waits. null: there was room."
     )
 
 

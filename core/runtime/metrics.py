@@ -91,7 +91,7 @@ class Metrics:
         self.registry.register(self._deliveries)
         self._paused = Gauge("mpu_account_paused", "1 while the account is paused", ["account"], registry=self.registry)
         self._out_of_quota = Gauge(
-            "mpu_account_out_of_quota", "1 while the next message waits for the account's limits", ["account"],
+            "mpu_account_out_of_quota", "1 while the next message waits for the account's limits or pace", ["account"],
             registry=self.registry,
         )  # fmt: skip
         self._used = Gauge(

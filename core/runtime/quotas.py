@@ -182,9 +182,18 @@ class Quota:
     # --- what is shown ---
 
     def next_at(self) -> float | None:
-        """When one more may go, in seconds since the epoch; None: now. From any thread."""
+        """When one more may go, by limits and pace, in seconds since the epoch; None: now, or soon.
+
+        From any thread.
+        """
         at = self._opens_at
         return None if at is None or at <= self._clock.monotonic() else self._clock.now() + at - self._clock.monotonic()
+
+    def spent_until(self) -> float | None:
+        """Until when a limit of the account is spent, in seconds since the epoch, whatever its pace; None: none is."""
+        now = self._clock.monotonic()
+        at = self.meter.until(now)
+        return None if at <= now else self._clock.now() + at - now
 
     def slowed_to(self) -> float | None:
         """Messages a second; None: it isn't slowed down. From any thread."""

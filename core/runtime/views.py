@@ -70,7 +70,7 @@ class UsageView:
     messages_last_hour: int = 0
     messages_last_day: int = 0
     recipients_last_day: int = 0
-    next_at: float | None = None  # out of quota: when one more may go
+    next_at: float | None = None  # when one more may go: a limit is spent, or its pace is slow; None: now, or soon
     rate_per_second: float | None = None  # slowed down to, because its server asked for it
 
 

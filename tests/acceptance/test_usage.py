@@ -42,6 +42,19 @@ async def test_a_test_message_goes_over_a_spent_limit_says_so_and_counts(tmp_pat
             assert len(server.messages) == 2, "mail of directories waits"
 
 
+async def test_a_test_message_of_an_account_that_is_only_slow_went_over_no_limit(tmp_path: Path) -> None:
+    """Its next mail of a directory waits for its turn; what limits the account has are not spent."""
+    clock = ManualClock()
+    async with SmtpServer() as server, running(tmp_path, [account(server)], pickups=[], clock=clock) as bench:
+        quotas, value = bench.relay.outlets.quotas, bench.relay.outlets.account("main")
+        quota = quotas.throttled(value, "sending_too_fast", reached=0.4, connections=1)
+        for _ in range(2):
+            quota.reserve(1)
+        assert (await bench.get("/accounts/main"))["usage"]["next_at"] is not None
+        answer = await bench.http.post("/accounts/main/test-message", json={"to": "jo@example.org"})
+        assert (answer.json()["ok"], answer.json()["over_quota_until"]) == (True, None)
+
+
 async def test_a_process_that_is_killed_again_and_again_counts_what_the_server_took(tmp_path: Path) -> None:
     """With a server so slow that each kill meets mails whose dot is out: what may have been taken counts, too."""
     inbox, ledger = tmp_path / "spool" / "pickup", tmp_path / "ledger"

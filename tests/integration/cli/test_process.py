@@ -149,8 +149,9 @@ def test_an_account_that_its_server_slowed_down_sets_out_as_slowly(
         assert mpu("setup", "-d", pickup, *way, "--account", "box") == 0
         if most is not None:
             asyncio.run(slow_down(tmp_path / "data", "box", Slowed(connections=FewerConnections(most, time.time()))))
+        before = smtp.accepted
         for number in range(8):
             (pickup / f"{number}.eml").write_bytes((EXAMPLES / "plain.eml").read_bytes())
         assert mpu("process", pickup, "--send") == 0
         assert smtp.taken == 8
-        assert (smtp.accepted == 1) is (most == 1)
+        assert (smtp.accepted - before == 1) is (most == 1)

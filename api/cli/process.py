@@ -236,6 +236,7 @@ def _send(job: Job, *, deferred_too: bool, as_json: bool) -> int:
 async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
     from core.runtime.oauth_secrets import StoredFollowers
     from core.runtime.process import process as one_pass
+    from core.runtime.secret_sources import SecretSources
     from core.runtime.tokens import forget, stored_in
     from core.store.ledger import Ledger
 
@@ -264,6 +265,7 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
             ledger=ledger,
             remember=forget if job.store is None else stored_in(ledger, job.store.secrets),
             followers=None if job.store is None else StoredFollowers(job.store, CLOCK),
+            outside=SecretSources(job.settings, store=job.store),
             used=used,
             slowed=slowed,
             include_deferred=deferred_too,

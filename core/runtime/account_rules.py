@@ -48,10 +48,10 @@ def rules(account: Account) -> list[FieldError]:
 def outside_rules(
     account: Account, sources: SecretSources, before: Account | None, kept: Collection[str] = ()
 ) -> list[FieldError]:
-    """Secrets from outside: instead of those in the database, and only what the start allows. Blocks: follows links.
+    """Secrets from outside: instead of those in the database, and only what the start allows. Blocks: reads files.
 
-    What was saved once stays good for a save; whether it can be read is seen at each login. `kept`: secrets of `oauth`
-    that are saved already.
+    What was saved once stays good for a save; whether it can be read, and is no key of the service, is seen at each
+    login. `kept`: secrets of `oauth` that are saved already.
     """
     errors = []
     for name, (reference, given) in _outside(account, kept).items():
@@ -61,7 +61,7 @@ def outside_rules(
             detail = f'a {word} is given or saved too; one of them must be null ("{word}": null removes the saved one)'
             errors.append(FieldError(pointer, f"excludes_{word}", detail))
         if before is None or _outside(before).get(name, ("", False))[0] != reference:
-            refusal = sources.refusal(reference)
+            refusal = sources.refusal(reference) or sources.own_key(reference)
             if refusal is not None:
                 errors.append(FieldError(pointer, "not_allowed", refusal))
     return errors

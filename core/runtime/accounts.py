@@ -64,6 +64,7 @@ class Accounts:
         pauses: Pauses,
         checks: Checks,
         quotas: Quotas,
+        outside: SecretSources,
         apply: Callable[[str], Awaitable[None]],
     ) -> None:
         self._store = store
@@ -74,7 +75,7 @@ class Accounts:
         self._checks = checks
         self._quotas = quotas
         self._apply = apply
-        self._outside = SecretSources(settings)
+        self._outside = outside
 
     # --- reading -----------------------------------------------------------------------------------------------------
 

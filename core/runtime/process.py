@@ -24,6 +24,7 @@ from core.domain.outcome import Outcome
 from core.runtime.oauth_secrets import Followers
 from core.runtime.outlets import Outlets
 from core.runtime.queue import shown
+from core.runtime.secret_sources import SecretSources
 from core.runtime.tokens import Remember, Tokens, forget
 from core.runtime.transports import transport_of
 from core.settings import Settings
@@ -66,6 +67,7 @@ async def process(
     settings: Settings,
     remember: Remember = forget,
     followers: Followers | None = None,
+    outside: SecretSources | None = None,
     used: Mapping[str, Iterable[Used]] = MappingProxyType({}),
     slowed: Mapping[str, Slowed] = MappingProxyType({}),
     include_deferred: bool = False,
@@ -75,16 +77,17 @@ async def process(
     """Send what is due in the directory, through its accounts; ends when nothing can go now, or on `stop`.
 
     `accounts`: those that the directory and the sender routes name, with an operator's pause where there is one.
-    `remember` and `followers` store a refresh token that changes; `used`: what accounts with limits sent in the last
-    24 hours; `slowed`: what servers asked accounts to slow down to. What a quota has no room for soon is left. Raises
-    DirectoryUnavailable.
+    `remember` and `followers` store a refresh token that changes; `outside` leads to secrets that lie elsewhere;
+    `used`: what accounts with limits sent in the last 24 hours; `slowed`: what servers asked accounts to slow down to.
+    What a quota has no room for soon is left. Raises DirectoryUnavailable.
     """
     stop = stop or asyncio.Event()
-    tokens = Tokens(settings, clock, remember, followers)
+    outside = outside or SecretSources(settings)
+    tokens = Tokens(settings, clock, remember, followers, outside=outside)
     outlets = Outlets(
         clock=clock,
         chance=random.random,
-        make_transport=lambda account: transport_of(account, settings, clock, tokens),
+        make_transport=lambda account: transport_of(account, settings, clock, tokens, outside),
         remember=lambda _name, _pause: None,
         on_open=lambda _name: None,
     )

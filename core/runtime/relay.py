@@ -186,12 +186,13 @@ class Relay:
         self.keys = Keys(store, self.audit, clock=clock)
         self.history = History(store)
         remember = stored_in(store.ledger, store.secrets)
-        self.tokens = Tokens(settings, clock, remember, StoredFollowers(store, clock))
+        self.outside = SecretSources(settings, store=store)
+        self.tokens = Tokens(settings, clock, remember, StoredFollowers(store, clock), outside=self.outside)
         self.slowdowns = Slowdowns(store, lambda name: self.outlets.quotas.slowed(name))
         self.outlets = Outlets(
             clock=clock,
             chance=self._chance,
-            make_transport=lambda account: transport_of(account, settings, clock, self.tokens),
+            make_transport=lambda account: transport_of(account, settings, clock, self.tokens, self.outside),
             remember=self._remember_account,
             on_open=on_open,
             quotas=Quotas(clock=clock, on_open=on_open, on_slowed=self.slowdowns.changed, restored=False),
@@ -234,7 +235,7 @@ class Relay:
             self.host_name,
             settings.allow_private_targets,
             self.tokens,
-            SecretSources(settings),
+            self.outside,
             self._count,
         )
         self.queue = Queue(self.inlets, self.outlets, store, audit, clock, settings.max_header_bytes)
@@ -257,7 +258,9 @@ class Relay:
             "pauses": self.pauses,
             "checks": self.checks,
         }
-        self.accounts = Accounts(store, audit, apply=self.apply_account, quotas=self.outlets.quotas, **configured)
+        self.accounts = Accounts(
+            store, audit, apply=self.apply_account, quotas=self.outlets.quotas, outside=self.outside, **configured
+        )
         self.directories = Directories(store, audit, apply=self.apply_directory, **configured)
 
     async def _take_over(self) -> None:

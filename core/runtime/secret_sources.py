@@ -6,7 +6,8 @@ server, so whoever may change accounts must not be able to name what he likes. W
   Kubernetes keeps the pod's own token in /run/secrets/kubernetes.io/serviceaccount. Links are followed (Kubernetes
   makes every mounted secret one) as long as they end under the same directory;
 - variables whose name begins with MPU_SECRET_ENV_PREFIX (default MPU_SECRET_), but no setting of the service;
-- never the service's own keys, wherever they come from, and nothing that lies in its data directory.
+- never the service's own keys, wherever they come from and wherever a copy of them lies (core/runtime/own_keys.py),
+  and nothing that lies in its data directory.
 
 Read at each login, or for each token that is fetched, as the service's user, so that a changed file counts at once. No
 message here holds a value.
@@ -22,12 +23,15 @@ from collections.abc import Mapping
 
 from core.domain.account import Account
 from core.errors import RelayError
+from core.runtime.own_keys import OwnKeys
 from core.settings import CLIENT_VARIABLES, PREFIX, SECRETS, Settings
+from core.store.store import Store
 
 MAX_SECRET_BYTES = 65_536
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LINES = frozenset("\n\r\t")
+_OWN_KEY = "is a key of the service itself, which goes to no server"
 
 OWN_VARIABLES = frozenset(
     {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
@@ -46,18 +50,20 @@ class SecretMissing(RelayError):
 
 
 class SecretSources:
-    """What references lead to, by the settings of the start. All methods may be called from any thread."""
+    """What references lead to, by the settings of the start. All methods may be called from any thread.
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str] | None = None) -> None:
+    `store`: whose keys go nowhere; None where there is no database.
+    """
+
+    def __init__(
+        self, settings: Settings, environ: Mapping[str, str] | None = None, *, store: Store | None = None
+    ) -> None:
         self._environ = os.environ if environ is None else environ
         self._prefix = settings.secret_env_prefix
         self._directories = tuple(map(str, settings.secret_files))
         self._data_dir = str(settings.data_dir)
         self._tls_key = None if settings.tls_key_file is None else str(settings.tls_key_file)
-        api_key, secret_key = settings.api_key, settings.secret_key
-        own = [] if secret_key is None else re.split(r"[,\s]+", secret_key.get_secret_value())
-        own += [] if api_key is None else [api_key.get_secret_value()]
-        self._own = frozenset(own) - {""}
+        self._own = OwnKeys(settings, store)
 
     def refusal(self, reference: str) -> str | None:
         """Why it may not be named; None: it may. Says nothing of what is there."""
@@ -73,23 +79,37 @@ class SecretSources:
 
     def resolve(self, reference: str, *, lines: bool = False) -> str:
         """The secret. With `lines` it may have several (a key file). Blocks: reads a file. Raises SecretMissing."""
-        refusal = self.refusal(reference)
-        if refusal is not None:
-            raise SecretMissing(f"{reference} {refusal}")
-        kind, _, name = reference.partition(":")
-        if kind == "env":
-            value = self._environ.get(name)
-            if value is None:
-                raise SecretMissing(f"{reference}: the service was started without this variable")
-        else:
-            value = _read(reference, name if kind == "file" else self._credential(reference, name))
-        value = value.removesuffix("\n").removesuffix("\r")
+        value = self._text(reference).removesuffix("\n").removesuffix("\r")
+        try:
+            own = self._own.any_in(value)
+        except RelayError as error:
+            raise SecretMissing(f"{reference} can't be told from the service's own keys: {error.detail}") from None
+        if own:
+            raise SecretMissing(f"{reference} {_OWN_KEY}")
         if not value:
             raise SecretMissing(f"{reference} is empty")
         if any(not lines or found not in _LINES for found in _CONTROLS.findall(value)):
             raise SecretMissing(f"{reference} has {'control characters' if lines else 'more than one line'}")
-        if any(key in value for key in self._own):
-            raise SecretMissing(f"{reference} is a key of the service itself, which goes to no server")
+        return value
+
+    def own_key(self, reference: str) -> str | None:
+        """Why it may not be named by what is there now: a key of the service. Blocks. Raises DatabaseUnavailable."""
+        try:
+            text = self._text(reference)
+        except SecretMissing:
+            return None
+        return _OWN_KEY if self._own.any_in(text) else None
+
+    def _text(self, reference: str) -> str:
+        refusal = self.refusal(reference)
+        if refusal is not None:
+            raise SecretMissing(f"{reference} {refusal}")
+        kind, _, name = reference.partition(":")
+        if kind != "env":
+            return _read(reference, name if kind == "file" else self._credential(reference, name))
+        value = self._environ.get(name)
+        if value is None:
+            raise SecretMissing(f"{reference}: the service was started without this variable")
         return value
 
     def readable(self, reference: str, *, lines: bool = False) -> bool:
@@ -109,8 +129,10 @@ class SecretSources:
             return "names no variable"
         if not self._prefix:
             return "may not be named: MPU_SECRET_ENV_PREFIX allows no variable"
-        if not name.startswith(self._prefix) or name == self._prefix:
+        if not name.startswith(self._prefix):
             return f"must begin with {self._prefix} (MPU_SECRET_ENV_PREFIX)"
+        if name == self._prefix:
+            return f"must have a name behind {self._prefix} (MPU_SECRET_ENV_PREFIX)"
         return "is a setting of the service, no secret of an account" if name.upper() in OWN_VARIABLES else None
 
     def _file_refusal(self, path: str) -> str | None:

@@ -79,12 +79,18 @@ class Tokens:
     """See the module's text. Belongs to the event loop."""
 
     def __init__(
-        self, settings: Settings, clock: Clock, remember: Remember = forget, followers: Followers | None = None
+        self,
+        settings: Settings,
+        clock: Clock,
+        remember: Remember = forget,
+        followers: Followers | None = None,
+        *,
+        outside: SecretSources,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._remember = remember
-        self._outside = OAuthSecrets(SecretSources(settings), followers)
+        self._outside = OAuthSecrets(outside, followers)
         self._sources: WeakValueDictionary[_Key, TokenSource] = WeakValueDictionary()
         self._chains: OrderedDict[tuple[Login, Place | None], _Chain] = (
             OrderedDict()

@@ -11,7 +11,9 @@ from core.smtp.dialogue import Timeouts
 from core.transport.smtp import SmtpTransport
 
 
-def transport_of(account: Account, settings: Settings, clock: Clock, tokens: Tokens) -> SmtpTransport:
+def transport_of(
+    account: Account, settings: Settings, clock: Clock, tokens: Tokens, outside: SecretSources
+) -> SmtpTransport:
     """A way out that nothing has used yet."""
     timeouts = Timeouts(
         banner_seconds=settings.smtp_banner_timeout_seconds,
@@ -29,6 +31,6 @@ def transport_of(account: Account, settings: Settings, clock: Clock, tokens: Tok
         clock=clock,
         timeouts=timeouts,
         token=tokens.source(account),
-        secret=SecretSources(settings).password_of(account),
+        secret=outside.password_of(account),
         allow_private=settings.allow_private_targets,
     )

@@ -79,6 +79,11 @@ def by_digest(session: Session, hashed: str) -> KeyRecord | None:
     return _record(row)
 
 
+def digests(session: Session) -> frozenset[str]:
+    """Of all keys, expired or not."""
+    return frozenset(session.exec(select(ApiKeyRow.hash)))
+
+
 def valid(record: KeyRecord, now: float) -> bool:
     """Whether it has not expired."""
     return record.expires_at is None or record.expires_at > now

@@ -49,6 +49,11 @@ class Secrets:
         self._fernet = MultiFernet([Fernet(key) for key in keys]) if keys else None
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """All that are in use, the newest first."""
+        return self._keys
+
+    @property
     def old_keys(self) -> bool:
         """Whether there are keys besides the newest: a rotation that isn't finished."""
         return len(self._keys) > 1

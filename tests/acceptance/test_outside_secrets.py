@@ -77,6 +77,47 @@ async def test_mail_goes_with_a_password_from_outside_and_nothing_shows_it(
     assert SECRET.encode() not in content
 
 
+@pytest.mark.parametrize("form", ["a hard link", "secret.key without its comment", "a key made over HTTP"])
+async def test_the_services_own_keys_can_not_be_named_and_go_nowhere(tmp_path: Path, form: str) -> None:
+    """Where they lie in the data directory, as they do unless told otherwise. MPU looks at each login, too."""
+    folder, file = place(tmp_path), place(tmp_path) / "office"
+    async with SmtpServer() as server, running(tmp_path, pickups=[], secret_files=(folder,)) as bench:
+        data = tmp_path / "data"
+        reference = f"file:{file}"
+        await put(bench, body(server, reference))  # it is not there yet
+        if form == "a hard link":
+            file.hardlink_to(data / "secret.key")
+        elif form == "a key made over HTTP":
+            made = await bench.http.post("/keys", json={"name": "other", "scopes": ["read"]})
+            file.write_text(made.json()["key"])
+        else:
+            lines = (data / "secret.key").read_text().splitlines()
+            file.write_text("\n".join(line for line in lines if not line.startswith("#")))
+        key_in_oauth = {
+            "provider": "microsoft",
+            "tenant": "contoso.example",
+            "grant": "client_credentials",
+            "client_id": "app",
+            "client_secret_from": reference,
+        }
+        for name, more in (("b", {}), ("c", {"oauth": key_in_oauth, "password_from": None})):
+            refused = await bench.http.put(f"/accounts/{name}", json=body(server, reference) | more)
+            assert refused.status_code == 422, refused.text
+            (error,) = refused.json()["errors"]
+            pointer = "/oauth/client_secret_from" if more else "/password_from"
+            assert (error["pointer"], error["code"]) == (pointer, "not_allowed")
+            assert "key of the service" in error["detail"]
+        checked = (await bench.http.post("/accounts/main/check")).json()
+        assert not checked["ok"]
+        assert "key of the service" in checked["steps"][0]["cause"] + checked["steps"][0]["detail"]
+        await with_directory(bench)
+        bench.drop("a.eml", SIMPLE)
+        await bench.drain()
+        pause = (await bench.get("/accounts/main"))["pause"]
+        assert pause["code"] == "secret_missing"
+        assert server.logins == []
+
+
 async def test_a_password_that_is_replaced_while_a_login_is_under_way_is_tried_before_anybody_is_blamed(
     tmp_path: Path,
 ) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from pydantic import SecretStr
+from sqlmodel import Session
 
 from core.domain.account import Account
 from core.runtime.secret_sources import MAX_SECRET_BYTES, SecretMissing, SecretSources
 from core.settings import Settings
+from core.store import keys
+from core.store.store import Store
+from tests.support.clock import ManualClock
 
 SECRET = "pl4nted-S3cret-7Q"
 API_KEY = "the-services-own-api-key-" + "0" * 20
@@ -73,6 +79,65 @@ def test_what_no_password_can_be(tmp_path: Path, content: bytes | str, words: st
     assert API_KEY not in str(caught.value)
     assert SEALING_KEY not in str(caught.value)
     assert not sources(tmp_path).readable(file_with(tmp_path, content))
+
+
+@pytest.mark.parametrize("lines", [True, False])
+@pytest.mark.parametrize(
+    ("own", "form"),
+    [
+        ("secret.key", "{0}"),
+        ("secret.key", "{1}"),
+        ("secret.key", "# comment\n{0}\n{1}\n"),
+        ("secret.key", "{3}"),
+        ("secret.key", "prefix {1} suffix"),
+        ("api-key", "{2}"),
+        ("api-key", "{2}\r\n"),
+    ],
+)
+def test_a_copy_of_a_key_that_lies_in_the_data_directory(tmp_path: Path, own: str, form: str, lines: bool) -> None:
+    outside = sources(tmp_path, api_key=None, secret_key=None)
+    keys = [Fernet.generate_key().decode(), Fernet.generate_key().decode(), "mpu_" + secrets.token_urlsafe(32)]
+    content = form.format(*keys, keys[0].rstrip("="))
+    reference = file_with(tmp_path, content)
+    if "\n{1}" not in form or lines:
+        assert outside.resolve(reference, lines=lines), "it is nobody's key yet"
+    written = f"# Opens the passwords\n{keys[0]}\n{keys[1]}\n" if own == "secret.key" else keys[2] + "\n"
+    (tmp_path / "data" / own).write_text(written)
+    with pytest.raises(SecretMissing, match="key of the service") as caught:
+        outside.resolve(reference, lines=lines)
+    assert not any(key in str(caught.value) for key in keys)
+    assert outside.own_key(reference) is not None
+    (tmp_path / "secrets" / "link").hardlink_to(tmp_path / "data" / own)
+    assert outside.own_key(f"file:{tmp_path}/secrets/link") is not None
+
+
+async def test_api_keys_of_the_database_and_encryption_keys_in_use(tmp_path: Path) -> None:
+    """Whatever their names, files and forms: made over HTTP, or brought along by an earlier start."""
+    outside_settings = sources(tmp_path, api_key=None, secret_key=None)
+    sealing = Fernet.generate_key().decode()
+    brought = "brought-along-" + "7" * 20
+    store = Store.open(str(tmp_path / "data"), clock=ManualClock(), secret_key=sealing)
+    try:
+        settings = Settings(data_dir=tmp_path / "data", secret_files=(tmp_path / "secrets",))
+        outside = SecretSources(settings, {}, store=store)
+        made, again = "mpu_" + secrets.token_urlsafe(32), "mpu_" + secrets.token_urlsafe(32)
+        contents = [made, f"x{made}y", f"mpu_{made}", brought, f"{brought}\n", sealing, SECRET, again]
+        references = [file_with(tmp_path, text, f"secret-{number}") for number, text in enumerate(contents)]
+        assert all(outside.readable(reference) for reference in references if reference != references[5])
+
+        def write(session: Session) -> None:
+            for name, secret in (("made", made), ("brought", brought)):
+                keys.create(session, name=name, scopes=["submit"], now=1.0, secret=secret)
+
+        await store.write(write)
+        assert [outside.own_key(reference) is not None for reference in references] == [True] * 6 + [False] * 2
+        assert [outside.readable(reference) for reference in references] == [False] * 6 + [True] * 2
+        assert outside_settings.readable(references[0]), "without the database nobody knows it"
+    finally:
+        store.close()
+    os.rename(tmp_path / "data" / "mpu.sqlite3", tmp_path / "gone")
+    with pytest.raises(SecretMissing, match="can't be told from"):
+        outside.resolve(references[6])
 
 
 def test_a_key_file_may_have_several_lines_but_never_the_services_own_key(tmp_path: Path) -> None:
@@ -182,6 +247,12 @@ def test_variables(tmp_path: Path, name: str, allowed: bool) -> None:
     outside = sources(tmp_path, {name: SECRET})
     assert (outside.refusal(f"env:{name}") is None) is allowed
     assert outside.readable(f"env:{name}") is allowed
+
+
+def test_a_prefix_alone_is_told_as_such(tmp_path: Path) -> None:
+    assert sources(tmp_path).refusal("env:MPU_SECRET_") == (
+        "must have a name behind MPU_SECRET_ (MPU_SECRET_ENV_PREFIX)"
+    )
 
 
 def test_no_prefix_opens_the_services_own_variables_and_none_opens_nothing(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from core.domain.account import Account, OAuth, OAuthGrant, OAuthProvider
+from core.runtime.secret_sources import SecretSources
 from core.runtime.tokens import CLOSE_SECONDS, Tokens
 from core.settings import Settings
 from core.smtp.dialogue import ConnectFailed
@@ -37,6 +38,10 @@ class Memory:
         return not self.fails
 
 
+def tokens_of(memory: Memory) -> Tokens:
+    return Tokens(Settings(), ManualClock(), memory, outside=SecretSources(Settings()))
+
+
 @pytest.fixture
 async def server() -> AsyncIterator[TokenServer]:
     async with TokenServer(rotates=True, lifetime=0) as server:
@@ -61,7 +66,7 @@ def with_oauth(account: Account, **changes: Any) -> Account:
 
 
 async def test_the_same_login_has_one_source_and_another_has_its_own(server: TokenServer) -> None:
-    tokens = Tokens(Settings(), ManualClock(), Memory())
+    tokens = tokens_of(Memory())
     account = account_at(server)
     assert account.oauth is not None
     source = tokens.source(account)
@@ -74,7 +79,7 @@ async def test_the_same_login_has_one_source_and_another_has_its_own(server: Tok
 
 async def test_whoever_comes_with_an_older_refresh_token_gets_the_newest(server: TokenServer) -> None:
     memory = Memory()
-    tokens = Tokens(Settings(), ManualClock(), memory)
+    tokens = tokens_of(memory)
     account = account_at(server)
     source = tokens.source(account)
     assert source is not None
@@ -96,7 +101,7 @@ async def test_whoever_comes_with_an_older_refresh_token_gets_the_newest(server:
 
 async def test_what_could_not_be_stored_is_stored_over_what_the_database_still_has(server: TokenServer) -> None:
     memory = Memory()
-    tokens = Tokens(Settings(), ManualClock(), memory)
+    tokens = tokens_of(memory)
     source = tokens.source(account_at(server))
     assert source is not None
     memory.fails = True
@@ -120,7 +125,7 @@ async def test_what_could_not_be_stored_is_stored_over_what_the_database_still_h
 async def test_a_write_that_failed_is_tried_again_at_the_next_use_without_another_fetch() -> None:
     async with TokenServer(rotates=True) as server:
         memory = Memory()
-        tokens = Tokens(Settings(), ManualClock(), memory)
+        tokens = tokens_of(memory)
         source = tokens.source(account_at(server))
         assert source is not None
         memory.fails = True
@@ -140,7 +145,7 @@ async def test_an_answer_that_comes_while_the_service_stops_is_kept(
 ) -> None:
     monkeypatch.setattr("core.runtime.tokens.CLOSE_SECONDS", 30.0)
     memory = Memory()
-    tokens = Tokens(Settings(), ManualClock(), memory)
+    tokens = tokens_of(memory)
     source = tokens.source(account_at(server))
     assert source is not None
     waiting = asyncio.create_task(source())
@@ -155,7 +160,7 @@ async def test_a_write_that_is_slow_outlives_the_fetch(server: TokenServer, monk
     monkeypatch.setattr("core.runtime.tokens.CLOSE_SECONDS", 0.0)
     memory = Memory()
     memory.may.clear()
-    tokens = Tokens(Settings(), ManualClock(), memory)
+    tokens = tokens_of(memory)
     source = tokens.source(account_at(server))
     assert source is not None
     waiting = asyncio.create_task(source())
@@ -170,7 +175,7 @@ async def test_a_write_that_is_slow_outlives_the_fetch(server: TokenServer, monk
 
 async def test_a_stop_does_not_wait_for_what_changes_nothing(server: TokenServer) -> None:
     server.script = [Hang()]
-    tokens = Tokens(Settings(), ManualClock(), Memory())
+    tokens = tokens_of(Memory())
     source = tokens.source(with_oauth(account_at(server), grant=OAuthGrant.CLIENT_CREDENTIALS, refresh_token=None))
     assert source is not None
     waiting = asyncio.create_task(source())
@@ -192,7 +197,7 @@ async def test_a_stop_does_not_wait_for_what_changes_nothing(server: TokenServer
 async def test_a_refresh_token_that_nobody_used_goes_to_nobody(server: TokenServer, granted: dict[str, Any]) -> None:
     """RFC 6749 section 4.4.3: should not come with client credentials. Some providers send it nevertheless."""
     memory = Memory()
-    tokens = Tokens(Settings(), ManualClock(), memory)
+    tokens = tokens_of(memory)
     account = with_oauth(account_at(server), **granted)
     server.script = [Reply(200, {"access_token": "a", "expires_in": 0, "refresh_token": "of-another"})]
     source = tokens.source(account)
@@ -220,7 +225,7 @@ async def test_a_refresh_token_that_nobody_used_goes_to_nobody(server: TokenServ
 )
 async def test_an_old_refresh_token_opens_nothing_elsewhere(server: TokenServer, elsewhere: dict[str, Any]) -> None:
     memory = Memory()
-    tokens = Tokens(Settings(), ManualClock(), memory)
+    tokens = tokens_of(memory)
     account = account_at(server)
     source = tokens.source(account)
     assert source is not None

@@ -57,11 +57,13 @@ class StoredFollowers:
     async def find(self, digest: str) -> str | None:
         """See Followers."""
         store, now = self._store, self._clock.now()
-        token = await store.read(lambda session: outside_tokens.find(session, store.secrets, digest))
-        if token is not None:
+        kept = await store.read(lambda session: outside_tokens.find(session, store.secrets, digest))
+        if kept is None:
+            return None
+        if kept.to_note(now):
             with contextlib.suppress(RelayError):  # it is noted the next time
                 await store.write(lambda session: outside_tokens.used(session, digest, now=now))
-        return token
+        return kept.token
 
     async def keep(self, digest: str, token: str) -> bool:
         """See Followers."""
@@ -75,13 +77,17 @@ class StoredFollowers:
         return True
 
 
-class _Nowhere:
-    """Where there is no database."""
+class _InProcess:
+    """Where there is no database: for as long as the process lives."""
 
-    async def find(self, _digest: str) -> str | None:
-        return None
+    def __init__(self) -> None:
+        self._kept: dict[str, str] = {}
 
-    async def keep(self, _digest: str, _token: str) -> bool:
+    async def find(self, digest: str) -> str | None:
+        return self._kept.get(digest)
+
+    async def keep(self, digest: str, token: str) -> bool:
+        self._kept[digest] = token
         return True
 
 
@@ -90,7 +96,7 @@ class OAuthSecrets:
 
     def __init__(self, sources: SecretSources, followers: Followers | None = None) -> None:
         self._sources = sources
-        self._followers: Followers = followers or _Nowhere()
+        self._followers: Followers = followers or _InProcess()
         self._unstored: dict[str, str] = {}  # digest -> the newest
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -6,9 +6,11 @@ knows nothing of it. Sealed as all secrets are (secrets.py).
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from sqlmodel import Session, col, delete
 
-from core.store.epoch import to_database
+from core.store.epoch import from_database, to_database
 from core.store.secrets import Secrets, outside_purpose_of
 from core.store.tables import OutsideTokenRow
 
@@ -16,10 +18,24 @@ KEPT_SECONDS = 400 * 86_400.0  # without use: longer than any provider keeps a r
 _NOTED_EACH_SECONDS = 86_400.0
 
 
-def find(session: Session, secrets: Secrets, digest: str) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A token, and when its use was noted last, in seconds since the epoch."""
+
+    token: str = field(repr=False)
+    used_at: float
+
+    def to_note(self, now: float) -> bool:
+        """Whether its use now is to be noted: that was not done of late."""
+        return self.used_at <= now - _NOTED_EACH_SECONDS
+
+
+def find(session: Session, secrets: Secrets, digest: str) -> Kept | None:
     """The newest; None: nothing followed. Raises SecretUnreadable."""
     row = session.get(OutsideTokenRow, digest)
-    return None if row is None else secrets.open(outside_purpose_of(digest), row.token)
+    if row is None:
+        return None
+    return Kept(secrets.open(outside_purpose_of(digest), row.token), from_database(row.used_at))
 
 
 def keep(session: Session, secrets: Secrets, digest: str, token: str, *, now: float) -> None:
@@ -29,15 +45,13 @@ def keep(session: Session, secrets: Secrets, digest: str, token: str, *, now: fl
     session.flush()
 
 
-def used(session: Session, digest: str, *, now: float) -> bool:
-    """Note that it was used; False: that was noted not long ago."""
+def used(session: Session, digest: str, *, now: float) -> None:
+    """Note that it was used. One that is gone is no matter."""
     row = session.get(OutsideTokenRow, digest)
-    if row is None or row.used_at > to_database(now - _NOTED_EACH_SECONDS):
-        return False
-    row.used_at = to_database(now)
-    session.add(row)
-    session.flush()
-    return True
+    if row is not None:
+        row.used_at = to_database(now)
+        session.add(row)
+        session.flush()
 
 
 def forget_old(session: Session, *, now: float) -> int:

@@ -25,6 +25,7 @@ from core.runtime.views import (
     Explanation,
     HealthView,
     HistoryFilter,
+    HistoryRow,
     KeyView,
     MessageLife,
     NewKey,
@@ -43,7 +44,6 @@ from core.runtime.views import (
     TestMessageView,
     VersionView,
 )
-from core.store.history import HistoryRow
 
 T = TypeVar("T", covariant=True)
 

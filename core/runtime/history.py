@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from core.runtime.views import HistoryFilter, Page
+from core.runtime.views import HistoryFilter, HistoryRow, Page
 from core.store import history
 from core.store.entry import Status
-from core.store.history import HistoryRow
 from core.store.store import Store
 
 

@@ -14,6 +14,7 @@ from core.domain.account import Account, Directory, SenderRoute
 from core.domain.message import State
 from core.domain.outcome import Blame, Outcome
 from core.domain.reply import Phase
+from core.store.history import HistoryRow as HistoryRow  # shown as it is stored
 
 T = TypeVar("T")
 

@@ -88,13 +88,13 @@ async def test_messages_are_spaced_so_after_a_restart(tmp_path: Path) -> None:
                 bench.drop(f"{number}.eml", mail(number))
             quota = bench.relay.outlets.quotas.get("main")
             assert quota is not None
-            drain = asyncio.create_task(bench.drain())
+            drain = asyncio.create_task(bench.sends(3))
             for count in (2, 3, 4):
                 await until(lambda count=count: (len(server.messages), quota.meter.in_line) == (count, 4 - count))  # type: ignore[misc]
                 assert quota.meter.turn_at(clock.monotonic()) == pytest.approx(clock.monotonic() + 0.51)
                 clock.advance(0.52)
                 bench.relay.outlets.quotas.look_again()
-            assert (await drain)["sent"] == 3
+            await drain
 
 
 async def test_fewer_connections_stay_fewer(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ file. Secrets (`api_key`, `secret_key`) are SecretStr: in no repr and no log. Ea
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -309,7 +310,7 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], tuple
         if name in Settings.model_fields:
             values[name] = value
         elif name.removesuffix("_file") in SECRETS and name.endswith("_file"):
-            values.setdefault(name.removesuffix("_file"), _secret_file(variable, value))
+            values.setdefault(name.removesuffix("_file"), _secret_file(variable, value, name.removesuffix("_file")))
         elif variable not in CLIENT_VARIABLES:
             unknown.append(variable)
     for name in SECRETS:  # given both ways: the value itself counts
@@ -324,14 +325,30 @@ def _from_credentials(environ: Mapping[str, str]) -> dict[str, str]:
     if not directory:
         return {}
     paths = {name: os.path.join(directory, f"mpu_{name}") for name in SECRETS}
-    return {name: _secret_file("CREDENTIALS_DIRECTORY", path) for name, path in paths.items() if os.path.exists(path)}
+    source = "CREDENTIALS_DIRECTORY"
+    return {name: _secret_file(source, path, name) for name, path in paths.items() if os.path.exists(path)}
 
 
-def _secret_file(variable: str, path: str) -> str:
+def _secret_file(variable: str, path: str, name: str) -> str:
+    """What it holds; of a key file as MPU writes it the keys alone, parted by commas."""
     try:
-        return _read(Path(path)).decode().strip()
+        text = _read(Path(path)).decode().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError([f"{variable}: {path} can't be read: {_why(error)}"]) from None
+    if name != "secret_key" or not text:
+        return text
+    lines = (line.strip() for line in text.splitlines())
+    keys = [key.strip() for line in lines if not line.startswith("#") for key in line.split(",") if key.strip()]
+    if not keys or not all(map(_is_fernet_key, keys)):
+        raise SettingsError([f"{variable}: {path} holds no Fernet key (32 octets in base64url, one a line)"])
+    return ",".join(keys)
+
+
+def _is_fernet_key(text: str) -> bool:
+    try:
+        return len(base64.urlsafe_b64decode(text)) == 32
+    except ValueError:
+        return False
 
 
 def _from_file(path: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ MAX_KEY_FILE_CHARACTERS = 65536
 _CHECK = "store.secret_check"
 _CHECK_PURPOSE = "check"
 _CHECK_VALUE = "mail processing unit"
+_OUTSIDE = "MPU_SECRET_KEY, or the file or credential that stands for it"
 _ENTER_AGAIN = "enter these again: PATCH /accounts/NAME; sending goes on when all of them are there"
 
 
@@ -82,7 +83,7 @@ class Secrets:
         """Rotation, first step: a new key in front of the others, in the file and here."""
         if self.path is None:
             raise StateConflict(
-                "the key comes from MPU_SECRET_KEY",
+                f"the key comes from {_OUTSIDE}",
                 state="from_environment",
                 remedy="put a new key and a comma in front of it, restart, then take the old one out",
             )
@@ -227,7 +228,7 @@ def verify(session: Session, secrets: Secrets) -> SecretKeyLost | None:
     which = "passwords or tokens of " + ", ".join(names)
     if right:
         return SecretKeyLost(f"damaged in the database: the {which}", remedy=_ENTER_AGAIN, accounts=names)
-    source = secrets.path or "MPU_SECRET_KEY"
+    source = secrets.path or _OUTSIDE
     return SecretKeyLost(
         f"the key in {source} is not the one that the database was written with; closed are the {which}",
         remedy=f"restore {source} and restart, or {_ENTER_AGAIN}",

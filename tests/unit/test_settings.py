@@ -7,6 +7,7 @@ import pytest
 from core.settings import Settings, SettingsError, load_settings
 
 KEY = "k" * 40
+SEALING, OLDER = "s" * 43 + "=", "o" * 43 + "="  # Fernet keys
 
 
 def load(tmp_path: Path, options: dict[str, object] | None = None, **environ: str) -> Settings:
@@ -109,18 +110,47 @@ def test_secrets_come_from_files_and_stay_out_of_sight(tmp_path: Path) -> None:
 
 def test_secrets_come_from_systemds_credentials_where_nothing_else_says_them(tmp_path: Path) -> None:
     (tmp_path / "mpu_api_key").write_text(KEY + "\n")
-    (tmp_path / "mpu_secret_key").write_text("s" * 44)
+    (tmp_path / "mpu_secret_key").write_text(SEALING)
     (tmp_path / "office").write_text("password of an account")
     settings = load(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path))
     assert settings.api_key is not None
     assert settings.secret_key is not None
-    assert (settings.api_key.get_secret_value(), settings.secret_key.get_secret_value()) == (KEY, "s" * 44)
+    assert (settings.api_key.get_secret_value(), settings.secret_key.get_secret_value()) == (KEY, SEALING)
     other = load(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path), MPU_API_KEY="other" * 8)
     assert other.api_key is not None
     assert other.api_key.get_secret_value() == "other" * 8
     assert load(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path / "none")).api_key is None
     (tmp_path / "mpu_api_key").write_bytes(b"\xff")
     with pytest.raises(SettingsError, match=r"CREDENTIALS_DIRECTORY: .*mpu_api_key can't be read"):
+        load(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (SEALING, SEALING),
+        (f"# Opens the passwords.\n{SEALING}\n", SEALING),  # as MPU writes it
+        (f"# Opens the passwords.\n{SEALING}\n{OLDER}\n", f"{SEALING},{OLDER}"),
+        (f"{SEALING}, {OLDER}\n", f"{SEALING},{OLDER}"),
+        (f"{SEALING}\r\n  # older:\r\n\r\n{OLDER}\r\n", f"{SEALING},{OLDER}"),
+    ],
+)
+def test_a_key_file_of_mpu_is_one_for_the_start_too(tmp_path: Path, content: str, value: str) -> None:
+    (tmp_path / "k").write_bytes(content.encode())
+    settings = load(tmp_path, MPU_SECRET_KEY_FILE=str(tmp_path / "k"))
+    assert settings.secret_key is not None
+    assert settings.secret_key.get_secret_value() == value
+
+
+@pytest.mark.parametrize("content", ["# nothing else", "hunter2-sss", f"{SEALING}\nhunter2-sss", SEALING[:-4]])
+def test_what_is_no_key_file_names_the_setting_and_the_file(tmp_path: Path, content: str) -> None:
+    (tmp_path / "k").write_text(content)
+    with pytest.raises(SettingsError) as caught:
+        load(tmp_path, MPU_SECRET_KEY_FILE=str(tmp_path / "k"))
+    assert str(caught.value).startswith(f"MPU_SECRET_KEY_FILE: {tmp_path / 'k'} holds no Fernet key")
+    assert "sss" not in str(caught.value)
+    (tmp_path / "mpu_secret_key").write_text(content)
+    with pytest.raises(SettingsError, match=r"^CREDENTIALS_DIRECTORY: .*mpu_secret_key holds no Fernet key"):
         load(tmp_path, CREDENTIALS_DIRECTORY=str(tmp_path))
 
 

@@ -1,7 +1,7 @@
 """`mpu key create|list|revoke`: API keys, straight in the database, so that no key is needed to make the first one.
 
-Whoever may read and write the data directory may do this; a running service takes a change over at once. What is done
-here is in the audit as by `command line`.
+Whoever may read and write the data directory may do this; a running service takes a new key at once, and refuses a
+revoked one within a second. What is done here is in the audit as by `command line`.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def create(
         record, secret = keys.create(
             session, name=name, scopes=scopes, directories=wanted.directories, expires_at=expires_at, now=now
         )
-        changes = {"name": [None, name], "scopes": [None, scopes], "directories": [None, wanted.directories]}
-        audit.record(session, key=ACTOR, action="key.create", target=str(record.id), now=now, changes=changes)
+        facts = keys.created_facts(record)
+        audit.record(session, key=ACTOR, action="key.create", target=str(record.id), now=now, changes=facts)
         if output is not None:
             write_new_key(output, secret)
             written.append(output)
@@ -113,12 +113,13 @@ def revoke(
     data_dir: DataDir = None,
     config: Config = None,
 ) -> None:
-    """Make a key useless, at once. The last admin key stays: create another one first."""
+    """Make a key useless: a running service refuses it within a second. The last admin key stays: make one first."""
 
     def remove(session: Session) -> keys.KeyRecord:
         now = CLOCK.now()
         record = keys.delete(session, key_id, now=now)
-        audit.record(session, key=ACTOR, action="key.delete", target=str(key_id), now=now)
+        facts = keys.deleted_facts(record)
+        audit.record(session, key=ACTOR, action="key.delete", target=str(key_id), now=now, changes=facts)
         return record
 
     record = in_database(remove, data_dir, config)

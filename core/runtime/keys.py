@@ -103,8 +103,7 @@ class Keys:
                 expires_at=expires_at,
                 now=self._clock.now(),
             )
-            changes = {"name": [None, name], "scopes": [None, list(scopes)], "directories": [None, list(directories)]}
-            self._audit.within(session, actor, "key.create", str(record.id), changes)
+            self._audit.within(session, actor, "key.create", str(record.id), keys.created_facts(record))
             return record, secret
 
         record, secret = await self._store.write(write)
@@ -115,7 +114,7 @@ class Keys:
 
         def write(session: Session) -> None:
             record = keys.delete(session, key_id, now=self._clock.now())
-            self._audit.within(session, actor, "key.delete", str(key_id), {"name": [record.name, None]})
+            self._audit.within(session, actor, "key.delete", str(key_id), keys.deleted_facts(record))
 
         try:
             await self._store.write(write)

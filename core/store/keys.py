@@ -11,6 +11,8 @@ import hmac
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
 
 from sqlmodel import Session, col, select
 
@@ -63,6 +65,25 @@ def create(
     session.add(row)
     session.flush()
     return _record(row), secret
+
+
+def created_facts(record: KeyRecord) -> dict[str, Any]:
+    """What the audit is told of a new key."""
+    at = record.expires_at
+    expires = None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+    told = {
+        "name": record.name,
+        "prefix": record.prefix,
+        "scopes": list(record.scopes),
+        "directories": list(record.directories),
+        "expires_at": expires,
+    }
+    return {field: [None, value] for field, value in told.items()}
+
+
+def deleted_facts(record: KeyRecord) -> dict[str, Any]:
+    """What the audit is told of one that is gone: enough to know it again."""
+    return {"name": [record.name, None], "prefix": [record.prefix, None]}
 
 
 def authenticate(session: Session, secret: str, *, now: float) -> KeyRecord | None:

@@ -186,7 +186,7 @@ class RecipientRow(Row, table=True):
     message: int = Field(foreign_key="message.id", ondelete="CASCADE")
     address: str  # as in the envelope, but for lower case in its domain; "" for a mail of which no recipient is known
     domain: str  # lower case
-    sender: str
+    sender: str = Field(sa_type=sa.String(collation="NOCASE"))  # with the index: found whatever the case
     directory: str
     account: str | None = None
     status: str
@@ -261,6 +261,7 @@ class ApiKeyRow(Row, table=True):
     """An API key: its SHA-256, never itself."""
 
     __tablename__ = "api_key"
+    __table_args__ = {"sqlite_autoincrement": True}  # the audit names keys by their ids
 
     id: int | None = Field(default=None, primary_key=True)
     name: str

@@ -87,6 +87,7 @@ def upgrade() -> None:
         sa.Column("last_used_at", sa.Integer(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_key")),
         sa.UniqueConstraint("hash", name=op.f("uq_api_key_hash")),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "audit",
@@ -257,7 +258,7 @@ def upgrade() -> None:
         sa.Column("message", sa.Integer(), nullable=False),
         sa.Column("address", sa.String(), nullable=False),
         sa.Column("domain", sa.String(), nullable=False),
-        sa.Column("sender", sa.String(), nullable=False),
+        sa.Column("sender", sa.String(collation="NOCASE"), nullable=False),
         sa.Column("directory", sa.String(), nullable=False),
         sa.Column("account", sa.String(), nullable=True),
         sa.Column("status", sa.String(), nullable=False),

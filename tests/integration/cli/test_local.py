@@ -20,7 +20,7 @@ from core.errors import StorageFull
 from core.runtime.clock import SystemClock
 from core.runtime.instance import DataDirLock
 from core.runtime.sandbox import Sandbox
-from core.store import accounts, directories
+from core.store import accounts, audit, directories
 from core.store.store import Store
 from tests.support.command import mpu, mpu_apart
 
@@ -236,6 +236,35 @@ def test_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "last key that may administer" in capsys.readouterr().err
     assert mpu("key", "list") == 0
     assert "ops" in capsys.readouterr().out
+
+
+def test_keys_in_the_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An id is used once, and what it was is told where it came and where it went."""
+    assert mpu("migrate") == 0
+    assert mpu("key", "create", "ops") == 0
+    found = []
+    for name in ("one", "two"):
+        capsys.readouterr()
+        assert mpu("key", "create", name, "--scope", "read", "--expires", "2099-01-31", "--json") == 0
+        made = json.loads(capsys.readouterr().out)
+        assert mpu("key", "revoke", made["id"]) == 0
+        found.append((str(made["id"]), name, made["key"][:12]))
+    assert found[0][0] != found[1][0]
+    rows = in_database(lambda session: audit.page(session)[0], tmp_path / "data", None)
+    for target, name, prefix in found:
+        deleted, created = (row for row in rows if row.target == target)
+        assert (deleted.action, deleted.changes) == ("key.delete", {"name": [name, None], "prefix": [prefix, None]})
+        assert created.action == "key.create"
+        assert created.changes["name"] == [None, name]
+        assert created.changes["prefix"] == [None, prefix]
+        assert created.changes["expires_at"][1].startswith("2099-01-3")
+
+
+def test_revoke_says_when_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert mpu("key", "--help") == 0
+    said = capsys.readouterr().out
+    assert "within a" in said
+    assert "at once" not in said
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,19 @@ async def test_a_key_deleted_here_is_refused_at_once(keys: Keys) -> None:
         await keys.delete(key_id, ADMIN)
 
 
+async def test_an_id_is_used_once_and_the_audit_tells_what_it_was(keys: Keys, store: Store) -> None:
+    made = [await keys.create(name, [Scope.READ], (), 4_000_000_000.0, ADMIN) for name in ("one",)]
+    await keys.delete(made[0].key.id, ADMIN)
+    made.append(await keys.create("two", [Scope.READ], (), None, ADMIN))
+    assert made[0].key.id != made[1].key.id
+    rows = (await Audit(store, clock=MovableClock()).list(10, None)).items
+    second, deleted, first = (row.changes for row in rows)
+    assert deleted == {"name": ["one", None], "prefix": [made[0].secret[:12], None]}
+    assert (first["name"], first["prefix"]) == ([None, "one"], [None, made[0].secret[:12]])
+    assert first["expires_at"] == [None, "2096-10-02T07:06:40+00:00"]
+    assert second["expires_at"] == [None, None]
+
+
 async def test_a_look_that_a_deletion_overtook_is_not_remembered(
     keys: Keys, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,10 @@ async def list_history(
     recipient: Annotated[
         RecipientFilter | None, Query(description="Only to this address, or domain as @example.org.")
     ] = None,
-    sender: Annotated[str | None, Query(min_length=1, max_length=320, description="Only from this address.")] = None,
+    sender: Annotated[
+        str | None,
+        Query(min_length=1, max_length=320, description="Only from this address, whatever the case of its letters."),
+    ] = None,
     directory: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
     account: Annotated[str | None, Query(pattern=NAME_PATTERN)] = None,
     internet_message_id: Annotated[

@@ -137,7 +137,7 @@ Senders = Annotated[
     Field(
         max_length=1000,
         description="Envelope senders that the account may send as: addresses, and `@domains` (not their subdomains). "
-        "Domains are compared without case, local parts to the letter. Mail of others goes through another account, "
+        "Compared without the case of ASCII letters; sent as written. Mail of others goes through another account, "
         "and to badmail where none may send it; bounces (the null sender) go everywhere. Where `from_policy` puts "
         "`from_address` in the sender's place, that address is the one that counts. Default []: any.",
     ),

@@ -1,17 +1,21 @@
 """Who may send as whom: lists of addresses and `@domains`, and what they say of a sender.
 
-`shop@example.com` is that address: its domain is compared without case, its local part to the letter. `@example.com` is
-every address of that domain, not of its subdomains. Domains count with A-labels, however they were written.
+`shop@example.com` is that address, compared without the case of ASCII letters: RFC 5321 section 2.4 lets only the
+domain's own server tell `Shop` from `shop`, and people write both. `@example.com` is every address of that domain, not
+of its subdomains. Domains count with A-labels, however they were written. What is sent stays as it was written.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from string import ascii_lowercase, ascii_uppercase
 from typing import Final
 
 from core.domain.account import Account, FromPolicy
 from core.domain.address import AddressError, parse_mailbox
+
+_LOWER: Final = dict(zip(map(ord, ascii_uppercase), ascii_lowercase, strict=True))
 
 
 def sender_entry(text: str) -> str:
@@ -19,9 +23,9 @@ def sender_entry(text: str) -> str:
     if text.startswith("@"):
         if "@" in text[1:]:
             raise AddressError("it has more than one '@'")
-        return parse_mailbox(f"x{text}").key[1:]
+        return _folded(parse_mailbox(f"x{text}").key[1:])
     try:
-        return parse_mailbox(text).key
+        return _folded(parse_mailbox(text).key)
     except AddressError as error:
         if "@" in text:
             raise
@@ -30,8 +34,12 @@ def sender_entry(text: str) -> str:
 
 def sender_key(mailbox: str) -> str:
     """What is compared of an envelope's sender, which has A-labels already (core/domain/envelope.py)."""
-    local, at, domain = mailbox.rpartition("@")
-    return f"{local}{at}{domain.lower()}"
+    return _folded(mailbox)
+
+
+def _folded(text: str) -> str:
+    """ASCII letters in lower case, all else to the letter: no more is known of other servers' local parts."""
+    return text.lower() if text.isascii() else text.translate(_LOWER)
 
 
 def domain_of(key: str) -> str:
@@ -72,7 +80,7 @@ def send_as(account: Account) -> SendAs:
         return ANYONE
     own = None
     if account.from_address and account.from_policy is not FromPolicy.KEEP:
-        own = parse_mailbox(account.from_address).key
+        own = sender_entry(account.from_address)
     return SendAs(frozenset(_entries(account.senders)), own)
 
 

@@ -105,7 +105,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 VALUES: dict[str, tuple[Any, ...]] = {
     "status": (Status.SENT, Status.FAILED, Status.DELETED),
     "recipient": ("a0@one.example", "@one.example", "@two.example", "@none.example"),
-    "sender": ("s0", "s1", ""),
+    "sender": ("s0", "S1", ""),
     "directory": ("d0", "d1", "d2"),
     "account": ("c0", "c1", "c2"),
     "internet_message_id": ("<0@example.net>", "<3@example.net>"),
@@ -121,7 +121,7 @@ def by_chance(chance: random.Random) -> Callable[[int], dict[str, Any]]:
         directory = "d2" if row % 30 == 9 else chance.choice(("d0", "d1"))
         return {
             "recipient": f"a{chance.randrange(4)}@{chance.choice(('one', 'one', 'two'))}.example",
-            "sender": chance.choice(("s0", "s0", "s0", "s1", "")),
+            "sender": chance.choice(("s0", "s0", "S0", "s1", "")),
             "directory": directory,
             "account": chance.choice(("c0", "c1") if directory == "d1" else ("c0", "c2", "c2")),
             "status": "failed" if 60 <= row < 90 else chance.choice(("sent", "sent", "failed", "unknown")),
@@ -149,7 +149,9 @@ def meets(row: HistoryRow, where: HistoryFilter) -> bool:
             return False
     if (where.since is not None and row.at < where.since) or (where.until is not None and row.at >= where.until):
         return False
-    same = ("status", "sender", "directory", "account", "internet_message_id")
+    if where.sender is not None and where.sender.lower() != row.sender.lower():
+        return False
+    same = ("status", "directory", "account", "internet_message_id")
     return all(getattr(where, name) in (None, getattr(row, name)) for name in same)
 
 

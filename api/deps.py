@@ -36,7 +36,7 @@ async def actor_of(request: Request) -> Actor:
     return actor
 
 
-_ETAGS = re.compile(r'\s*(?:\*|(?:W/)?"?([\x21\x23-\x2b\x2d-\x7e]*)"?)\s*(?:,|$)')
+_ETAGS = re.compile(r'\s*(?:\*|(W/)?"?([\x21\x23-\x2b\x2d-\x7e]*)"?)\s*(?:,|$)')
 
 
 async def versions_of(
@@ -49,7 +49,7 @@ async def versions_of(
         ),
     ] = None,
 ) -> Sequence[str] | None:
-    """The versions in If-Match, or ("*",); None: the header is missing."""
+    """The versions in If-Match, or ("*",); None: the header is missing. A weak one matches none (RFC 9110, 13.1.1)."""
     if if_match is None:
         return None
     if if_match.strip() == "*":
@@ -60,7 +60,8 @@ async def versions_of(
         match = _ETAGS.match(if_match, position)
         if match is None:
             raise InvalidSettings([FieldError("header/If-Match", "wrong_form", 'is no list of ETags, as "3", "4"')])
-        versions.append(match.group(1) or "")
+        if match.group(1) is None:
+            versions.append(match.group(2) or "")
         position = max(match.end(), position + 1)
     return tuple(versions)
 

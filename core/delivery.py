@@ -722,6 +722,7 @@ class Delivery:
                 subject=prepared.subject if prepared else None,
                 rest=names,
                 reason=reason,
+                code=sidecar.code,
                 enhanced_code=rejection.enhanced_code,
                 attempts_counted=was.attempts,
                 possible_duplicate=was.possible_duplicate,

@@ -56,14 +56,17 @@ class QueuedMessagePublic(Out):
     )
     due_at: Time | None = Field(
         description="When it is tried: of deferred mail, and of what waits for a quota (the rest of a mail whose first "
-        "recipients have it, too). null: it could go now, or nobody knows."
+        "recipients have it, too) or for the end of a pause that has one. null: it could go now, or nobody knows."
     )
     attempts: int
     first_attempt_at: Time | None
     account: str | None = Field(description="The account that the reason is about.")
     code: int | None
     enhanced_code: str | None
-    reason: str
+    reason: str = Field(
+        description="Why it waits: of a pause or a quota as `GET /queue/reasons` says it, else what its last attempt "
+        "ended with (`code` and `enhanced_code` are always the last attempt's)."
+    )
     possible_duplicate: bool = Field(description="An attempt ended without a reply after the final dot.")
 
 

@@ -20,6 +20,7 @@ from sqlmodel import Session
 from core.delivery import block_of
 from core.domain import cursor as cursors
 from core.domain.blame import QUOTA_CODES
+from core.domain.circuit import Pause
 from core.domain.clock import Clock
 from core.domain.envelope import Envelope
 from core.domain.message import State, parse_message_id
@@ -59,6 +60,16 @@ COUNTS_AGE_FACTOR = 20.0  # counts may be this many times as old as they took: t
 WAITS = frozenset({State.WAITING, State.DEFERRED})
 
 Block = tuple[Refusal | None, WaitingFor | None]
+_QUOTA = "Nothing to do: it goes when there is room again. Or raise the account's limits, or add another account."
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Why mail that is due waits, for people. `until`: when that ends by itself, if it does."""
+
+    text: str
+    remedy: str
+    until: float | None = None
 
 
 @dataclass(slots=True)
@@ -263,16 +274,33 @@ class Queue:
         own = inlet.cycle.blocked.get(entry.identity.name) if block[1] is None else None
         return block if own is None else (own.refusal, self._waits_for(own.refusal))
 
+    def told(self, inlet: Inlet, refusal: Refusal | None, waiting_for: WaitingFor | None) -> Told:
+        """What a block of the directory or of a message means."""
+        if waiting_for is WaitingFor.DIRECTORY_PAUSED or refusal is None:
+            pause = self.inlets.paused(inlet.directory.name)
+            if pause is None:  # it ended just now
+                return Told("paused", "")
+            return Told(f"paused: {pause.reason}", pause.remedy, pause.until)
+        if refusal.reason == QUOTA:
+            return Told("quota: the account's limits are used up for now", _QUOTA, refusal.until)
+        pause = self._pause_of(refusal.account)
+        if pause is None:
+            return Told(refusal.reason, "enable the account or give the directory another", refusal.until)
+        return Told(f"{pause.code}: {pause.reason}", pause.remedy, pause.until)
+
     def _waits_for(self, refusal: Refusal) -> WaitingFor:
         quota = refusal.reason == QUOTA or self._code_of(refusal.account) in QUOTA_CODES
         return WaitingFor.QUOTA if quota else WaitingFor.ACCOUNT_PAUSED
 
     def _code_of(self, account: str) -> str | None:
+        pause = self._pause_of(account)
+        return pause.code if pause is not None else None
+
+    def _pause_of(self, account: str) -> Pause | None:
         try:
-            pause = self.outlets.pause_of(account)
+            return self.outlets.pause_of(account)
         except NotFound:
             return None
-        return pause.code if pause is not None else None
 
     def _message(self, inlet: Inlet, entry: Entry, block: Block) -> QueuedMessage:
         was, (refusal, waiting_for) = entry.sidecar, self.own_block(inlet, entry, block)
@@ -283,8 +311,14 @@ class Queue:
             refusal, waiting_for = None, WaitingFor.BEING_WRITTEN
         account = refusal.account if refusal is not None else was.account if was else None
         due_at = was.due_at if was and entry.state is State.DEFERRED else None
-        if waiting_for is WaitingFor.QUOTA and refusal is not None and refusal.until is not None:
-            due_at = max(due_at or 0.0, refusal.until)  # when it will go
+        reason = was.reason if was else ""
+        if problem is not None:
+            reason = problem.error.detail
+        elif waiting_for is not None and waiting_for is not WaitingFor.BEING_WRITTEN:
+            told = self.told(inlet, refusal, waiting_for)
+            reason = told.text
+            if told.until is not None:
+                due_at = max(due_at or 0.0, told.until)  # when it will go
         return QueuedMessage(
             id=entry.identity.id,
             directory=inlet.directory.name,
@@ -299,7 +333,7 @@ class Queue:
             account=account or None,
             code=was.code if was else None,
             enhanced_code=was.enhanced_code if was else None,
-            reason=problem.error.detail if problem is not None else was.reason if was else "",
+            reason=reason,
             possible_duplicate=bool(was and was.possible_duplicate),
         )
 

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 from core.domain.message import State
 from core.domain.outcome import Blame
-from core.domain.routing import QUOTA, Refusal
-from core.errors import DirectoryUnavailable, NotFound
+from core.domain.routing import Refusal
+from core.errors import DirectoryUnavailable
 from core.runtime.inlets import Inlet
 from core.runtime.queue import WAITS, Block, Queue
 from core.runtime.views import ReasonRow, WaitingFor
 from core.spool.directory import Entry
 
-_QUOTA = "Nothing to do: it goes when there is room again. Or raise the account's limits, or add another account."
 _DEFERRED = "Nothing to do: it is tried again when due; a retry makes it due now."
 _HELD = "Look at the provider whether it was delivered, then release or delete it."
 _Key = tuple[str | None, int | None, str | None, str]  # account, code, enhanced code, text
@@ -77,25 +76,14 @@ class Reasons:
         problem = inlet.cycle.problems.get(entry.identity.name)
         if problem is not None:
             return (None, None, None, f"{problem.error.code}: {problem.error.detail}"), None, problem.error.remedy
-        if waiting_for is WaitingFor.DIRECTORY_PAUSED and entry.state in WAITS:
-            pause = self.queue.inlets.paused(inlet.directory.name)
-            text = f"paused: {pause.reason}" if pause is not None else "paused"
-            return (None, None, None, text), None, pause.remedy if pause is not None else ""
-        if block is not None and entry.state in WAITS:
-            return self._blocked_reason(block)
+        if entry.state in WAITS and waiting_for is WaitingFor.DIRECTORY_PAUSED:
+            told = self.queue.told(inlet, block, waiting_for)
+            return (None, None, None, told.text), None, told.remedy
+        if entry.state in WAITS and block is not None:
+            told = self.queue.told(inlet, block, waiting_for)
+            return (block.account or None, None, None, told.text), Blame.ACCOUNT, told.remedy
         if was is None:
             return None, None, ""
         blame = Blame(was.blame) if was.blame else None
         remedy = _HELD if entry.state is State.HELD else _DEFERRED
         return (was.account, was.code, was.enhanced_code, was.text or was.reason), blame, remedy
-
-    def _blocked_reason(self, block: Refusal) -> tuple[_Key, Blame, str]:
-        if block.reason == QUOTA:
-            return (block.account, None, None, "quota: the account's limits are used up for now"), Blame.ACCOUNT, _QUOTA
-        try:
-            pause = self.queue.outlets.pause_of(block.account)
-        except NotFound:
-            pause = None
-        text = f"{pause.code}: {pause.reason}" if pause is not None else block.reason
-        remedy = pause.remedy if pause is not None else "enable the account or give the directory another"
-        return (block.account or None, None, None, text), Blame.ACCOUNT, remedy

@@ -55,6 +55,7 @@ class Entry:
     outcomes: tuple[RecipientOutcome, ...] = ()  # that no attempt tells: decided here, such as expired. They win
     rest: tuple[str, ...] = ()  # further recipients, that share the message's status and `reason` (deleted, rejected)
     reason: str = ""  # for `rest`, and for a message of which no recipient is known
+    code: int | None = None  # likewise
     enhanced_code: str | None = None  # likewise
     attempts_counted: int = 0  # so far
     first_attempt_at: float | None = None  # None: the first of `attempts`

@@ -318,7 +318,7 @@ def _news(entry: Entry, base: int) -> dict[str, _News]:
 def _of_message(entry: Entry, base: int) -> _News:
     """What is said of the message as a whole, as news of a recipient."""
     attempt, reason = base + len(entry.attempts), entry.reason[:TEXT_LIMIT]
-    return _News(entry.status.value, attempt, None, entry.enhanced_code, reason, None, "local")
+    return _News(entry.status.value, attempt, entry.code, entry.enhanced_code, reason, None, "local")
 
 
 def _said(outcome: RecipientOutcome, attempt: int, account: str | None) -> _News:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from api.schemas.base import show_time
 from tests.support.clock import ManualClock
 from tests.support.relay import account, mail, running, until
 from tests.support.smtp_server import Script, SmtpServer
@@ -55,6 +56,51 @@ async def test_a_mail_handed_over_by_http_is_accepted_though_it_is_sent_at_once(
         assert again.status_code == 202
         await bench.drain()
         assert len(server.messages) == 20
+
+
+@pytest.mark.parametrize(
+    ("path", "word", "code"),
+    [
+        ("/accounts/main", "account_paused", "operator"),
+        ("/directories/pickup", "directory_paused", "paused"),
+        ("", "directory_paused", "paused"),
+    ],
+)
+async def test_what_a_pause_keeps_says_why_and_until_when(tmp_path: Path, path: str, word: str, code: str) -> None:
+    """In the words of the reasons; of deferred mail the later of both times, and its last attempt's code."""
+    clock = ManualClock()
+    script = Script(rcpt={"jo@example.org": "450 4.2.0 later"})
+    async with SmtpServer(script) as server, running(tmp_path, [account(server)], clock=clock) as bench:
+
+        async def shown() -> tuple[object, ...]:
+            (queued,) = (await bench.get("/queue/messages"))["items"]
+            (reason,) = (await bench.get("/queue/reasons"))["items"]
+            assert queued["reason"] == reason["text"]
+            return queued["waiting_for"], queued["reason"], queued["due_at"], queued["code"]
+
+        async def pause(reason: str, until: float | None) -> str | None:
+            body = {"reason": reason, "until": None if until is None else show_time(until)}
+            answer = await bench.http.post(f"{path}/pause", json=body)
+            assert answer.status_code == 200, answer.text
+            told = answer.json()
+            ends: str | None = told.get("pause", told)["until"]
+            return ends
+
+        until = await pause("the provider moves", clock.now() + 86_400)
+        assert until is not None
+        bench.drop("a.eml", mail(1))
+        assert await shown() == (word, f"{code}: the provider moves", until, None)
+        await pause("for good", None)
+        assert await shown() == (word, f"{code}: for good", None, None)
+        await bench.http.post(f"{path}/resume")
+        assert (await bench.drain())["deferred"] == 1
+        (queued,) = (await bench.get("/queue/messages"))["items"]
+        assert (queued["waiting_for"], queued["reason"]) == (None, "jo@example.org: 450 4.2.0 later (rcpt)")
+        due = queued["due_at"]
+        await pause("a moment", clock.now() + 1)
+        assert await shown() == (word, f"{code}: a moment", due, 450)
+        until = await pause("a day", clock.now() + 86_400)
+        assert await shown() == (word, f"{code}: a day", until, 450)
 
 
 async def test_a_directory_that_is_not_enabled_sends_nothing_however_it_is_asked(tmp_path: Path) -> None:

@@ -80,6 +80,8 @@ async def named_everywhere(bench: Bench, name: str, *, seconds: float | None) ->
     assert (pause["until"] is None) == (seconds is None)
     (queued,) = (await bench.get("/queue/messages", account=name))["items"]
     assert (queued["state"], queued["attempts"], queued["waiting_for"]) == ("waiting", 0, "account_paused")
+    assert queued["reason"] == f"{pause['code']}: {pause['reason']}"
+    assert queued["due_at"] == pause["until"]
     (reason,) = [row for row in (await bench.get("/queue/reasons"))["items"] if row["account"] == name]
     assert (reason["blame"], reason["messages"]) == ("account", 1)
     assert RULE in reason["text"]

@@ -108,6 +108,26 @@ async def test_fail_over_keeps_send_as(tmp_path: Path) -> None:
         assert here.senders("first") == {"jo@a.example"}
 
 
+async def test_senders_are_the_same_whatever_their_case_and_are_sent_as_written(tmp_path: Path) -> None:
+    senders: Settings = {"main": {"senders": ("app@a.example",)}, "routed": {}}
+    async with place(tmp_path, {"main": None, "routed": None}, accounts=senders) as here:
+        bench = here.bench
+        await here.patch("/directories/pickup", accounts=["main"])
+        await here.patch("/settings", sender_routes=[{"senders": ["x@b.example"], "accounts": ["routed"]}])
+        for number, sender in enumerate(("App@a.example", "APP@A.Example", "X@B.example")):
+            bench.drop(f"{number}.eml", mail(sender))
+        assert (await bench.drain())["sent"] == 3
+        assert here.senders("main") == {"App@a.example", "APP@A.Example"}
+        assert here.senders("routed") == {"X@B.example"}
+        for asked, found in (
+            ("app@A.EXAMPLE", {"App@a.example", "APP@A.Example"}),
+            ("x@b.example", {"X@B.example"}),
+            ("y@b.example", set[str]()),
+        ):
+            rows = (await bench.get("/history", sender=asked))["items"]
+            assert {row["sender"] for row in rows} == found
+
+
 async def test_mail_that_nobody_may_send_goes_to_badmail_and_says_what_to_do(tmp_path: Path) -> None:
     senders = {"first": {"senders": ("@a.example",)}, "second": {"senders": ("@b.example",)}}
     async with place(tmp_path, {"first": None, "second": None}, accounts=senders) as here:
@@ -116,7 +136,9 @@ async def test_mail_that_nobody_may_send_goes_to_badmail_and_says_what_to_do(tmp
         assert (await bench.drain())["failed"] == 1
         assert here.sent() == {"first": 0, "second": 0}
         (dead,) = (await bench.get("/queue/messages"))["items"]
-        assert (dead["state"], dead["enhanced_code"]) == ("badmail", "5.7.1")
+        assert (dead["state"], dead["code"], dead["enhanced_code"]) == ("badmail", 554, "5.7.1")
+        (row,) = (await bench.get("/history"))["items"]
+        assert (row["code"], row["enhanced_code"]) == (554, "5.7.1"), "the history tells the same"
         assert "no account may send as jo@c.example: asked were first, second" in dead["reason"]
         letter = next((bench.paths["pickup"] / "badmail").glob("*.txt")).read_text()
         assert "add jo@c.example or @c.example to the `senders` of an account" in letter
@@ -323,7 +345,12 @@ SENSELESS: list[tuple[str, dict[str, Any], dict[str, str]]] = [
     (
         "/accounts/a",
         {"senders": ["ok@x.example", "x.example", "@x..example", "@@", "a b@x.example", "OK@x.example"]},
-        {f"/senders/{n}": "wrong_form" for n in (1, 2, 3, 4)},
+        {f"/senders/{n}": "wrong_form" for n in (1, 2, 3, 4)} | {"/senders/5": "twice"},
+    ),
+    (
+        "/settings",
+        {"sender_routes": [{"senders": [sender], "accounts": ["a"]} for sender in ("jo@x.example", "Jo@X.example")]},
+        {"/sender_routes/1/senders/0": "twice"},
     ),
     ("/accounts/a", {"senders": ["@x.example", "@X.example"]}, {"/senders/1": "twice"}),
     ("/accounts/a", {"senders": ["*@x.example"]}, {"/senders/0": "wrong_form"}),

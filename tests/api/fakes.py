@@ -17,6 +17,7 @@ from core.runtime.directories import Directories
 from core.runtime.history import History
 from core.runtime.keys import Keys
 from core.runtime.quotas import Quotas
+from core.runtime.secret_sources import SecretSources
 from core.runtime.views import (
     Actor,
     ActView,
@@ -386,6 +387,7 @@ class FakeRelay:
             self.audit,
             apply=self.apply_account,
             quotas=Quotas(clock=clock, on_open=lambda _name: None),
+            outside=SecretSources(settings, store=store),
             **common,
         )
         self.directories = Directories(store, self.audit, apply=self.apply_directory, **common)

@@ -123,11 +123,13 @@ async def test_if_match(admin: httpx.AsyncClient) -> None:
         admin.put("/accounts/office", json=BODY, headers={"If-Match": stale}),
         admin.delete("/accounts/office", headers={"If-Match": stale}),
         admin.put("/accounts/other", json=BODY, headers={"If-Match": "*"}),
+        admin.patch("/accounts/office", json={"max_connections": 4}, headers={"If-Match": f"W/{fresh}"}),
+        admin.patch("/accounts/office", json={"max_connections": 4}, headers={"If-Match": f"{stale}, W/{fresh}"}),
     ):
         answer = await call
         assert answer.status_code == 412, answer.text
         assert answer.json()["type"] == "urn:mpu:problem:precondition_failed"
-    for match in (fresh, "*", f'"1", {fresh}', f"W/{fresh}"):
+    for match in (fresh, "*", f'"1", {fresh}', f"W/{stale}, {fresh}"):
         answer = await admin.patch("/accounts/office", json={}, headers={"If-Match": match})
         assert answer.status_code == 200, match
     broken = await admin.patch("/accounts/office", json={}, headers={"If-Match": 'a"b"c'})

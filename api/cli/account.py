@@ -10,11 +10,10 @@ import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
-from api.cli.client import Client, Json, KeyFile, Url
+from api.cli.client import Client, Json, KeyFile, Url, segment
 from api.cli.output import EXIT_FAILED, EXIT_OK, out, say, show_json, table
 from core.domain.account import Account, AuthMethod, Security
 from core.domain.presets import TLS_PORTS
@@ -92,7 +91,7 @@ def check(
     Exit codes: 0 every required step was fine, 1 not, or an error, 4 the service does not answer.
     """
     with Client(url, key_file) as client:
-        found = client.post(f"/accounts/{quote(name, safe='')}/check")
+        found = client.post(f"/accounts/{segment(name)}/check")
     show_json(found) if as_json else show_check(name, found)
     raise typer.Exit(EXIT_OK if found["ok"] else EXIT_FAILED)
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import quote
 
 import httpx
 import typer
@@ -77,6 +78,17 @@ def find_key(key_file: Path | None, environ: Mapping[str, str] | None = None) ->
         reasons.append(f"{path} holds no API key, which is {KEY_RULE}" if key else f"{path}: empty")
     complain(f"no API key ({'; '.join(reasons)})", "Set MPU_API_KEY, or name a file with the key: --key-file.")
     raise Failed(EXIT_FAILED)
+
+
+def segment(text: str) -> str:
+    """A name or an id as one part of a path: quoting leaves dots as they are, and servers decode a quoted slash.
+
+    Raises Failed for what can be none, having said that.
+    """
+    if not text or "/" in text or not text.strip("."):
+        complain(f"{text!r} is neither a name nor an id", "They hold no slash, and more than dots.")
+        raise Failed(EXIT_USAGE)
+    return quote(text, safe="")
 
 
 class Client:

@@ -12,12 +12,11 @@ import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import typer
 
 from api.cli import account
-from api.cli.client import Client, Failed, KeyFile, Url
+from api.cli.client import Client, Failed, KeyFile, Url, segment
 from api.cli.output import EXIT_FAILED, complain, duration, say
 from core.domain import device_login as device
 from core.domain.account import OAuth, OAuthGrant, OAuthProvider
@@ -66,7 +65,7 @@ def login(
 
     Exit codes: 0 logged in, 1 not, 2 usage, 4 the service does not answer.
     """
-    path = f"/accounts/{quote(name, safe='')}"
+    path = f"/accounts/{segment(name)}"
     given = {"provider": provider, "client_id": client_id, "tenant": tenant, "token_url": endpoint, "scope": scope}
     options = {key: value for key, value in given.items() if value is not None}
     with Client(url, key_file) as client:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from api.cli.client import Client, Json, KeyFile, Url
+from api.cli.client import Client, Json, KeyFile, Url, segment
 from api.cli.output import (
     EXIT_FAILED,
     EXIT_INTERRUPTED,
@@ -224,7 +224,7 @@ def history(
     times = {"since": _moment(since, "--since"), "until": _moment(until, "--until")}
     with Client(url, key_file) as client:
         if message is not None:
-            life = client.get(f"/messages/{message}")
+            life = client.get(f"/messages/{segment(message)}")
             show_json(life) if as_json else _show_life(life)
             return
         filters = {"status": status, "recipient": recipient, "sender": sender, "directory": directory}
@@ -304,7 +304,7 @@ def retry(
         raise typer.Exit(EXIT_USAGE)
     with Client(url, key_file) as client:
         if ids:
-            rows = [client.post(f"/queue/messages/{message_id}/retry") for message_id in ids]
+            rows = [client.post(f"/queue/messages/{segment(message_id)}/retry") for message_id in ids]
             show_json({"items": rows}) if as_json else _show_messages(rows, len(rows) + 1)
             return
         operation = client.post("/queue/messages/retry", {"filter": filters, "all": every, "dry_run": dry_run})

@@ -2,29 +2,30 @@
 
 `ENDPOINTS` is the whole of it: a row for each provider and grant (RFC 6749 sections 4.4 and 6, RFC 7523 section 2.1).
 Answers follow RFC 6749 sections 5.1 and 5.2; what providers say beyond that is in `REMEDIES`. No text that comes out of
-here holds a secret: what a provider repeats of the request is masked.
+here holds a secret: what a provider repeats of the request is masked, or not shown at all (masking.py).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote
 
 from core.domain.account import OAuth, OAuthGrant, OAuthProvider
+from core.domain.masking import repeats, without
 
 SECRETS = ("client_secret", "refresh_token", "service_account_key")  # fields of OAuth that are never shown
 REFERENCES = {name: f"{name}_from" for name in SECRETS}  # fields that say where a secret lies outside
 MANY_LINES = frozenset({"service_account_key"})  # secrets that are files of several lines
-MASK = "[redacted]"
 MINUTE = 60.0
 DEFAULT_LIFETIME_SECONDS = 3600.0  # RFC 6749 section 5.1: expires_in may be left out
 MAX_LIFETIME_SECONDS = 366 * 86_400.0
 MAX_TOKEN_CHARACTERS = 16_384
 MAX_RETRY_AFTER_SECONDS = 3600.0
 _MAX_DETAIL_CHARACTERS = 400
+_MAX_WORDS_CHARACTERS = 16_384  # longer ones are not looked through, nor shown
 _TOKEN = re.compile(r"[\x21-\x7e]+")  # VSCHAR without the blank: nothing that could end the login's response early
 
 JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
@@ -128,6 +129,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (r"unsupported_grant_type|invalid_request", _OTHER_GRANT),
 )
 _PASSING_ERRORS = frozenset({"temporarily_unavailable", "server_error", "slow_down"})
+_CODE = re.compile(r"\bAADSTS\d{5,8}\b", re.ASCII)
 _PASSING_TEXT = re.compile(r"AADSTS(90033|90055|50196)\b")
 
 
@@ -238,28 +240,28 @@ def missing(oauth: OAuth) -> Trouble | None:
 def read_answer(answer: Answer, *, where: str, secrets: Iterable[str | None] = ()) -> Granted | Trouble:
     """What the token endpoint at `where` said. `secrets`: what must not show where the answer repeats it."""
     content = _object(answer.body)
-    if 200 <= answer.status < 300:
-        granted = _granted(content)
-        if isinstance(granted, Granted):
-            return granted
-        return _malformed(f"{where} answered {answer.status}, but {granted}")
     error = content.get("error")
     if not isinstance(error, str):
         error = None
+    status = answer.status
+    if 200 <= status < 300:
+        granted = _granted(content)
+        if isinstance(granted, Granted):
+            return granted
+        if error is None or "access_token" in content:
+            return _malformed(f"{where} answered {status}, but {granted}")
     said = _words(error, content.get("error_description"))
-    text = without(said, secrets)
-    if len(text) > _MAX_DETAIL_CHARACTERS:
-        text = f"{text[:_MAX_DETAIL_CHARACTERS]}..."
-    passing = answer.status in (408, 425, 429) or answer.status >= 500
+    text = _shown(error, content.get("error_description"), tuple(secrets))
+    passing = status in (408, 425, 429) or status >= 500
     if passing or error in _PASSING_ERRORS or _PASSING_TEXT.search(said):
         pause = min(max(answer.retry_after_seconds or MINUTE, 1.0), MAX_RETRY_AFTER_SECONDS)
-        detail = f"{where} answered {answer.status}{': ' if text else ''}{text}"
+        detail = f"{where} answered {status}{': ' if text else ''}{text}"
         return Trouble("token_delayed", detail, "Nothing to do: MPU tries again by itself.", pause, True, error)
-    if error is not None and 400 <= answer.status < 500:
+    if 300 <= status < 400:
+        return _malformed(f"{where} answered {status}, a redirect, which is not followed")
+    if error is not None:  # some say it with 200
         return Trouble("token_denied", f"{where} gives no token: {text}", remedy_of(said), None, False, error)
-    if 300 <= answer.status < 400:
-        return _malformed(f"{where} answered {answer.status}, a redirect, which is not followed")
-    return _malformed(f"{where} answered {answer.status} and no OAuth error")
+    return _malformed(f"{where} answered {status} and no OAuth error")
 
 
 def unreachable(where: str, reason: str) -> Trouble:
@@ -279,15 +281,6 @@ def remedy_of(text: str) -> str:
         if re.search(pattern, text, re.IGNORECASE):
             return remedy
     return "Look the error up at the provider, then correct the account's oauth."
-
-
-def without(text: str, secrets: Iterable[str | None]) -> str:
-    """The text with every secret masked, as it is or in a form's coding."""
-    for secret in secrets:
-        if secret and len(secret) >= 4:  # a shorter one may be a part of any word
-            for form in {secret, quote_plus(secret), quote(secret, safe=""), json.dumps(secret)[1:-1]}:
-                text = text.replace(form, MASK)
-    return text
 
 
 def _malformed(detail: str) -> Trouble:
@@ -334,3 +327,17 @@ def _words(error: str | None, description: object) -> str:
     said = re.split(r"[\r\n]|\s*Trace ID:", said, maxsplit=1)[0]
     text = ": ".join(part for part in (error, said) if part)
     return "".join(char if char.isprintable() else " " for char in text).strip()
+
+
+def _shown(error: str | None, description: object, secrets: Sequence[str | None]) -> str:
+    """The provider's words as they may be shown: masked; only known ones where a secret can be read all the same."""
+    whole = without(description, secrets) if isinstance(description, str) else ""
+    name = without(error or "", secrets)
+    if len(name) + len(whole) > _MAX_WORDS_CHARACTERS or repeats(f"{name}: {whole}", secrets):
+        named = name if len(name) <= _MAX_DETAIL_CHARACTERS and not repeats(name, secrets) else ""
+        parts = [named, *_CODE.findall(whole)[:5], "(the rest is not shown: it may repeat a secret)"]
+        text = " ".join(dict.fromkeys(filter(None, parts)))
+    else:
+        text = without(_words(error, description), secrets)
+    text = "".join(char if char.isprintable() else " " for char in text)
+    return text if len(text) <= _MAX_DETAIL_CHARACTERS else f"{text[:_MAX_DETAIL_CHARACTERS]}..."

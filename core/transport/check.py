@@ -40,7 +40,7 @@ from core.smtp.errors import ConversationEnded
 from core.smtp.events import Command
 from core.transport.certificate import read_certificate
 from core.transport.check_texts import CAUSES, EXTENSIONS, NO_CAUSE, PORT_25
-from core.transport.remedies import silent_banner
+from core.transport.remedies import in_a_check, silent_banner
 from core.transport.smtp import MAX_WORDS, fault_of, login_refusal, target_of
 
 CHECK_SECONDS = 30.0  # a person waits for it
@@ -303,7 +303,7 @@ class _Trial:
         self.steps[name] = Step(name, False, 0.0, detail, code, cause, remedy, required=False)
 
     def _fail(self, name: str, detail: str, code: str, cause: str, remedy: str, *, required: bool = True) -> None:
-        self.steps[name] = Step(name, False, self._took(), detail, code, cause, remedy, required)
+        self.steps[name] = Step(name, False, self._took(), detail, code, cause, in_a_check(remedy), required)
 
     def _took(self) -> float:
         now = time.perf_counter()

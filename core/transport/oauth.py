@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from core.domain import oauth as words
 from core.domain.account import OAuth, OAuthGrant
 from core.domain.clock import Clock
+from core.domain.masking import repeats, without
 from core.domain.oauth import Answer, Granted, Trouble
 from core.domain.target import forbidden
 from core.smtp.dialogue import TokenFailed
@@ -149,7 +150,9 @@ async def post(
     except TimeoutError:
         return words.unreachable(where, f"no answer within {timeout_seconds:g} s")
     except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
-        reason = words.without(str(error), form.values()) or type(error).__name__
+        reason = without(str(error), form.values())
+        if not reason or repeats(reason, form.values()):
+            reason = type(error).__name__
         return words.unreachable(where, reason)
     retry_after = _retry_after(response.headers.get("Retry-After"), clock.now())
     return Answer(response.status_code, body, retry_after)

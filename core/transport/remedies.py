@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from core.domain.account import Account, Security
@@ -30,6 +31,15 @@ REMEDIES = {
     "secret_missing": "Provide what password_from names: mount the file or credential, or set the variable and "
     "restart. MPU looks again by itself.",
 }
+
+_AGAIN = re.compile(r"[.;] MPU (?:tries|looks) again by itself\b")
+
+
+def in_a_check(remedy: str) -> str:
+    """What to do after a check, which does not repeat itself as sending does."""
+    if remedy.startswith("Nothing to do: MPU"):
+        return "It may pass: check again in a while."
+    return _AGAIN.sub(". Then check again", remedy)
 
 
 class Silent(NamedTuple):

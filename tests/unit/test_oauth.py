@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import json
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 
 from core.domain.account import OAuth, OAuthGrant, OAuthProvider
+from core.domain.masking import repeats, without
 from core.domain.oauth import (
     ENDPOINTS,
     SECRETS,
@@ -19,7 +23,6 @@ from core.domain.oauth import (
     missing,
     read_answer,
     token_url,
-    without,
     without_secrets,
 )
 
@@ -254,6 +257,86 @@ def test_nothing_that_a_provider_repeats_shows_a_secret() -> None:
         == 'id.example gives no token: invalid_client: no "[redacted]" ([redacted], [redacted]) [redacted]'
     )
     assert without("a b", (None, "")) == "a b"
+
+
+SECRET = 'Ab~1/c+d &<"é8Q'
+ENTITIES = "".join(f"&#{ord(char)};" for char in SECRET)
+ESCAPES = "".join(f"\\u{ord(char):04x}" for char in SECRET)
+EVERY_OCTET = "".join(f"%{octet:02x}" for octet in SECRET.encode())
+SPELLINGS = [
+    SECRET,
+    quote(SECRET),
+    quote_plus(SECRET),
+    quote(SECRET, safe="").replace("~", "%7E"),
+    quote(SECRET, safe="").lower(),
+    quote_plus(SECRET).replace("+", "%20"),
+    quote(SECRET.replace("+", " ")),
+    quote(quote(SECRET, safe=""), safe=""),
+    EVERY_OCTET,
+    html.escape(SECRET),
+    html.escape(quote(SECRET, safe="~")),
+    ENTITIES,
+    ESCAPES,
+    json.dumps(SECRET),
+    SECRET.upper(),
+    f"{SECRET[:7]}\r\n{SECRET[7:]}",
+    SECRET.encode().hex(),
+    base64.b64encode(SECRET.encode()).decode(),
+    base64.urlsafe_b64encode(SECRET.encode()).decode().rstrip("="),
+    *(base64.b64encode(f"{client}:{SECRET}".encode()).decode() for client in ("a", "ab", "abc")),
+    base64.b64encode(f"client:{quote(SECRET, safe='')}".encode()).decode(),
+    quote(base64.b64encode(SECRET.encode()).decode(), safe=""),
+]
+
+
+@pytest.mark.parametrize("spelled", SPELLINGS)
+@pytest.mark.parametrize("status", [200, 400, 503])
+def test_no_spelling_of_a_secret_is_shown(status: int, spelled: str) -> None:
+    body = {"error": "invalid_client", "error_description": f"AADSTS7000215: not {spelled} here"}
+    trouble = read_answer(
+        Answer(status, json.dumps(body).encode()), where="id.example", secrets=(None, "other", SECRET)
+    )
+    assert isinstance(trouble, Trouble)
+    assert spelled not in trouble.detail
+    assert not repeats(trouble.detail, [SECRET])
+    assert SECRET[2:] not in trouble.detail
+    assert "invalid_client" in trouble.detail
+    assert "AADSTS7000215" in trouble.detail
+    if status != 503:
+        assert "client secret is wrong" in trouble.remedy, "told by what is not shown"
+    body = {"error": spelled}
+    trouble = read_answer(Answer(400, json.dumps(body).encode()), where="id.example", secrets=(SECRET,))
+    assert isinstance(trouble, Trouble)
+    assert not repeats(trouble.detail, [SECRET])
+
+
+def test_words_without_a_secret_are_shown_as_they_are() -> None:
+    said = "100% of &lt;users&gt; \\u0041 with YWJjZA== and s+e+c: ask a%20b"
+    assert not repeats(said, (None, "", "abc", SECRET, "secret-1"))
+    trouble = read_answer(
+        Answer(400, json.dumps({"error": "invalid_grant", "error_description": said}).encode()),
+        where="id.example",
+        secrets=(SECRET,),
+    )
+    assert isinstance(trouble, Trouble)
+    assert trouble.detail == f"id.example gives no token: invalid_grant: {said}"
+
+
+def test_words_too_long_to_be_looked_through_are_not_shown() -> None:
+    body = {"error": "invalid_grant", "error_description": "word " * 10_000}
+    trouble = answer(400, body)
+    assert isinstance(trouble, Trouble)
+    assert trouble.detail == "id.example gives no token: invalid_grant (the rest is not shown: it may repeat a secret)"
+
+
+def test_an_error_with_status_200_is_judged_by_its_error() -> None:
+    found = answer(200, {"error": "invalid_grant", "error_description": "it was used"})
+    assert isinstance(found, Trouble)
+    assert (found.code, found.pause_seconds, found.error) == ("token_denied", None, "invalid_grant")
+    assert "mpu account login" in found.remedy
+    found = answer(200, {"error": "slow_down"})
+    assert isinstance(found, Trouble)
+    assert (found.code, found.passing) == ("token_delayed", True)
 
 
 def test_settings_without_secrets() -> None:

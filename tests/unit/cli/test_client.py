@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from api.cli.client import Failed, base_url, find_key
+from api.cli.client import Failed, base_url, find_key, segment
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,16 @@ def test_a_missing_key_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str
     shown = capsys.readouterr().err
     assert "api-key: empty" in shown
     assert "MPU_API_KEY" in shown
+
+
+def test_a_name_is_one_part_of_a_path_and_nothing_more(capsys: pytest.CaptureFixture[str]) -> None:
+    assert [segment(name) for name in ("main", "a?b#c", "pickup.a-b.01", "..pp")] == [
+        "main",
+        "a%3Fb%23c",
+        "pickup.a-b.01",
+        "..pp",
+    ]
+    for name in ("../pp?x", "a/b", "..", ".", ""):
+        with pytest.raises(Failed):
+            segment(name)
+        assert f"{name!r} is neither a name nor an id" in capsys.readouterr().err

@@ -263,7 +263,7 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
             routes=job.routes,
             clock=CLOCK,
             ledger=ledger,
-            remember=forget if job.store is None else stored_in(ledger, job.store.secrets),
+            remember=forget if job.store is None else stored_in(ledger, job.store.secrets, CLOCK),
             followers=None if job.store is None else StoredFollowers(job.store, CLOCK),
             outside=SecretSources(job.settings, store=job.store),
             used=used,

@@ -2,15 +2,15 @@
 
 A refresh token that its provider replaces can't be written back to where it lies. What took its place is kept in the
 database, under a digest of the token outside, of the client, the token endpoint, and the host and port that get the
-access token. So another token outside counts from the next fetch on, and nothing that was kept goes elsewhere.
+access token. So another token outside counts from the next fetch on, and nothing that was kept goes elsewhere. A token
+that is stored in the database is led to what followed it in the same way: it may have lain outside before, or still
+does for another account.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from core.domain.oauth import MANY_LINES, MINUTE, REFERENCES, Granted, outside_o
 from core.errors import RelayError
 from core.runtime.secret_sources import SecretMissing, SecretSources
 from core.smtp.dialogue import TokenFailed
-from core.store import outside_tokens
+from core.store import accounts, outside_tokens
 from core.store.secrets import SecretUnreadable
 from core.store.store import Store
 from core.transport.smtp import SECRET_SECONDS
@@ -69,7 +69,9 @@ class StoredFollowers:
         """See Followers."""
         store, now = self._store, self._clock.now()
         try:
-            await store.write(lambda session: outside_tokens.keep(session, store.secrets, digest, token, now=now))
+            await store.write(
+                lambda session: accounts.outside_token_changed(session, store.secrets, digest, token, now=now)
+            )
         except RelayError as error:
             log.error("a new refresh token could not be stored", reason=error.detail, remedy=error.remedy)  # noqa: TRY400 - cause is known
             return False
@@ -120,6 +122,26 @@ class OAuthSecrets:
         except TokenFailed as failed:
             raise (_denied(failed, oauth) if failed.code == "token_denied" else failed) from None
 
+    async def following(self, oauth: OAuth, place: Place, ask: Ask) -> Granted:
+        """The same with no secret outside. What is given for a refresh token is the caller's to store.
+
+        Refused, and another followed meanwhile (an account that has it outside was quicker): once more. Raises
+        TokenFailed.
+        """
+        if oauth.refresh_token is None or oauth.grant is not OAuthGrant.REFRESH_TOKEN:
+            return await ask(oauth)
+        digest = outside_tokens.digest_of(oauth, *place)
+        given = await self._newest(digest, "refresh_token") or oauth.refresh_token
+        try:
+            return await ask(replace(oauth, refresh_token=given))
+        except TokenFailed as failed:
+            if failed.code != "token_denied":
+                raise
+            now = await self._newest(digest, "refresh_token")
+            if now is None or now == given:
+                raise
+        return await ask(replace(oauth, refresh_token=now))
+
     def store_again(self) -> None:
         """A write that failed is due again."""
         for digest in self._unstored:
@@ -153,12 +175,19 @@ class OAuthSecrets:
 
     async def _once(self, oauth: OAuth, whole: OAuth, place: Place, ask: Ask) -> Granted:
         if oauth.refresh_token_from is None or oauth.grant is not OAuthGrant.REFRESH_TOKEN:
-            return await ask(whole)
-        digest = _digest(whole, place)
+            return await self.following(whole, place, ask)
+        digest = outside_tokens.digest_of(whole, *place)
         lock = self._lock(digest)
         async with lock:  # accounts that share it: each use may be the last of what it uses
-            given = await self._newest(digest, oauth) or whole.refresh_token
-            granted = await ask(replace(whole, refresh_token=given))
+            given = await self._newest(digest, oauth.refresh_token_from) or whole.refresh_token
+            try:
+                granted = await ask(replace(whole, refresh_token=given))
+            except TokenFailed as failed:
+                now = await self._newest(digest, oauth.refresh_token_from) if failed.code == "token_denied" else given
+                if now is None or now == given:
+                    raise
+                given = now  # an account that has it stored was quicker
+                granted = await ask(replace(whole, refresh_token=given))
             if granted.refresh_token not in (None, given):
                 assert granted.refresh_token is not None
                 self._unstored[digest] = granted.refresh_token
@@ -166,10 +195,10 @@ class OAuthSecrets:
             await asyncio.shield(self._spawn(digest))
         return replace(granted, refresh_token=None)
 
-    async def _newest(self, digest: str, oauth: OAuth) -> str | None:
+    async def _newest(self, digest: str, source: str) -> str | None:
         if digest in self._unstored:
             return self._unstored[digest]
-        where = f"{oauth.refresh_token_from}: the provider has put another refresh token in its place, which"
+        where = f"{source}: the provider has put another refresh token in its place, which"
         try:
             return await self._followers.find(digest)
         except SecretUnreadable:
@@ -204,12 +233,6 @@ class OAuthSecrets:
             token = self._unstored.get(digest)
             if token is not None and await self._followers.keep(digest, token):
                 del self._unstored[digest]
-
-
-def _digest(oauth: OAuth, place: Place) -> str:
-    """Of the refresh token outside, and of all who get it or what it gives."""
-    parts = [oauth.provider, oauth.tenant, oauth.client_id, oauth.token_url, *place, oauth.refresh_token]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _denied(failed: TokenFailed, oauth: OAuth) -> TokenFailed:

@@ -185,7 +185,7 @@ class Relay:
         self.audit = Audit(store, clock=clock)
         self.keys = Keys(store, self.audit, clock=clock)
         self.history = History(store)
-        remember = stored_in(store.ledger, store.secrets)
+        remember = stored_in(store.ledger, store.secrets, clock)
         self.outside = SecretSources(settings, store=store)
         self.tokens = Tokens(settings, clock, remember, StoredFollowers(store, clock), outside=self.outside)
         self.slowdowns = Slowdowns(store, lambda name: self.outlets.quotas.slowed(name))

@@ -4,7 +4,7 @@ Transports and checks of an account, and accounts that share a login, share its 
 refresh token with each use, the new one is written into every account that held the old one; who still comes with an
 older one (a check before the save, a save that was under way) is led to the newest. What an older one opens is no more
 than it did: the same client at the same token endpoint, and mail to the same server as before. Secrets that lie outside
-the database are oauth_secrets.py's.
+the database, and tokens that come from there or go there, are oauth_secrets.py's.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ async def forget(_oauth: OAuth, _refresh_token: str) -> bool:
     return True
 
 
-def stored_in(ledger: Ledger, secrets: Secrets) -> Remember:
+def stored_in(ledger: Ledger, secrets: Secrets, clock: Clock) -> Remember:
     """Writes a refresh token into the accounts that hold the one before; tells whether that could be done."""
 
     async def remember(oauth: OAuth, refresh_token: str) -> bool:
         try:
             names = await ledger.write(
-                lambda session: accounts.refresh_token_changed(session, secrets, oauth, refresh_token)
+                lambda session: accounts.refresh_token_changed(session, secrets, oauth, refresh_token, now=clock.now())
             )
         except RelayError as error:
             log.error("a new refresh token could not be stored", reason=error.detail, remedy=error.remedy)  # noqa: TRY400 - cause is known
@@ -142,7 +142,9 @@ class Tokens:
                 allow_private=self._settings.allow_private_targets,
             )
 
-        return await (self._outside.granted(oauth, place, ask) if outside_of(oauth) else ask(oauth))
+        if outside_of(oauth):
+            return await self._outside.granted(oauth, place, ask)
+        return await self._outside.following(oauth, place, ask)
 
     def _chain(self, oauth: OAuth, place: Place) -> _Chain | None:
         login = _login(oauth)

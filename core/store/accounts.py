@@ -24,7 +24,7 @@ from core.domain.oauth import SECRETS, without_secrets
 from core.domain.outcome import Blame
 from core.domain.reply import Phase
 from core.errors import AlreadyExists, InUse, NotFound, PreconditionFailed
-from core.store import sender_routes
+from core.store import outside_tokens, sender_routes
 from core.store.epoch import from_database, optional_from_database, to_database
 from core.store.pauses import Pause, of_row
 from core.store.secrets import Secrets, SecretUnreadable, oauth_purpose_of, purpose_of
@@ -151,10 +151,13 @@ def change(
     return _record(row, secrets)
 
 
-def refresh_token_changed(session: Session, secrets: Secrets, oauth: OAuth, refresh_token: str) -> list[str]:
+def refresh_token_changed(
+    session: Session, secrets: Secrets, oauth: OAuth, refresh_token: str, *, now: float
+) -> list[str]:
     """The provider gave another refresh token for the one of `oauth`: it takes its place wherever that is held.
 
-    No change of the settings: the version stays. Gives the names of the accounts.
+    It is kept as the one that follows the first, too, for who has that one outside or moves it there. No change of the
+    settings: the version stays. Gives the names of the accounts.
     """
     names = []
     for row in session.exec(select(AccountRow).where(col(AccountRow.oauth_secrets).is_not(None))):
@@ -162,11 +165,33 @@ def refresh_token_changed(session: Session, secrets: Secrets, oauth: OAuth, refr
         present = record.account.oauth
         if present is not None and _same_login(present, oauth):
             held = {**_secrets_of(present), "refresh_token": refresh_token}
-            row.oauth_secrets = _seal_oauth(secrets, row.name, held, record.oauth_first or present.refresh_token)
+            first = record.oauth_first or present.refresh_token
+            row.oauth_secrets = _seal_oauth(secrets, row.name, held, first)
             session.add(row)
+            given = outside_tokens.digest_of(replace(oauth, refresh_token=first), row.host, row.port)
+            outside_tokens.keep(session, secrets, given, refresh_token, now=now)
+            before = outside_tokens.digest_of(oauth, row.host, row.port)
+            if before != given:
+                outside_tokens.forget(session, before)
             names.append(row.name)
     session.flush()
     return names
+
+
+def outside_token_changed(session: Session, secrets: Secrets, digest: str, refresh_token: str, *, now: float) -> None:
+    """The provider gave another refresh token for the one outside that `digest` is of, or for what followed it.
+
+    Accounts that have that one stored, or what followed it, are led to the newest from what they hold.
+    """
+    outside_tokens.keep(session, secrets, digest, refresh_token, now=now)
+    for row in session.exec(select(AccountRow).where(col(AccountRow.oauth_secrets).is_not(None))):
+        record = _record(row, secrets)
+        present = record.account.oauth
+        if present is None or present.refresh_token is None or record.oauth_first is None:
+            continue
+        if outside_tokens.digest_of(replace(present, refresh_token=record.oauth_first), row.host, row.port) == digest:
+            held = outside_tokens.digest_of(present, row.host, row.port)
+            outside_tokens.keep(session, secrets, held, refresh_token, now=now)
 
 
 def _same_login(one: OAuth, other: OAuth) -> bool:

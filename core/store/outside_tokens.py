@@ -1,15 +1,19 @@
-"""What providers put in the place of refresh tokens that lie outside the database, where nothing can be written back.
+"""What providers put in the place of refresh tokens that somebody gave, be they outside the database or in it.
 
-A row is found by a digest of the outside token and of whom it goes to, so another token outside, or another server,
-knows nothing of it. Sealed as all secrets are (secrets.py).
+Outside nothing can be written back; and who moves a token from the database to outside, or the reverse, has the first
+one only. A row is found by a digest of that token and of whom it goes to, so another token, or another server, knows
+nothing of it. Sealed as all secrets are (secrets.py).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 
 from sqlmodel import Session, col, delete
 
+from core.domain.account import OAuth
 from core.store.epoch import from_database, to_database
 from core.store.secrets import Secrets, outside_purpose_of
 from core.store.tables import OutsideTokenRow
@@ -30,6 +34,12 @@ class Kept:
         return self.used_at <= now - _NOTED_EACH_SECONDS
 
 
+def digest_of(oauth: OAuth, host: str, port: int) -> str:
+    """Of the refresh token, and of all who get it or what it gives. `host` and `port` are the account's."""
+    parts = [oauth.provider, oauth.tenant, oauth.client_id, oauth.token_url, host, port, oauth.refresh_token]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
 def find(session: Session, secrets: Secrets, digest: str) -> Kept | None:
     """The newest; None: nothing followed. Raises SecretUnreadable."""
     row = session.get(OutsideTokenRow, digest)
@@ -43,6 +53,14 @@ def keep(session: Session, secrets: Secrets, digest: str, token: str, *, now: fl
     sealed = secrets.seal(outside_purpose_of(digest), token)
     session.merge(OutsideTokenRow(digest=digest, token=sealed, used_at=to_database(now)))
     session.flush()
+
+
+def forget(session: Session, digest: str) -> None:
+    """Nobody comes with that token any more. One that is gone is no matter."""
+    row = session.get(OutsideTokenRow, digest)
+    if row is not None:
+        session.delete(row)
+        session.flush()
 
 
 def used(session: Session, digest: str, *, now: float) -> None:

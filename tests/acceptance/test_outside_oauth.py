@@ -342,6 +342,64 @@ async def test_the_kept_one_is_used_by_all_accounts_and_saves_and_a_new_one_outs
         assert b"refresh-5" not in content
 
 
+def stored_one() -> dict[str, Any]:
+    return {**REFRESH, "client_secret": SECRET, "refresh_token": "refresh-0"}
+
+
+async def test_the_successor_is_found_where_a_token_moves_outside_and_back(tmp_path: Path) -> None:
+    """Each is good for one use: who moves it has the first one only."""
+    folder = outside(tmp_path, refresh_token="refresh-0")
+    out = {"refresh_token": None, "refresh_token_from": f"file:{folder}/refresh_token"}
+    back = {"refresh_token": "refresh-0", "refresh_token_from": None}
+    good = OneOf()
+    smtp = SmtpServer(mechanisms=["XOAUTH2"], tokens={USER: good}, require_auth=True)  # type: ignore[dict-item]
+    async with rotating() as tokens, smtp:
+        tokens.on_token = good.add
+        for patches in (({}, out), (back,), (out, back)):  # a start between them
+            async with running(tmp_path, pickups=[], secret_files=(folder,)) as bench:
+                one = Office(bench, smtp, tokens, tmp_path)
+                for patch in patches:
+                    if not patch:
+                        await one.put(stored_one())
+                    answer = await bench.http.patch("/accounts/main", json={"oauth": patch})
+                    assert answer.status_code == 200, answer.text
+                    for _ in range(2):
+                        found = await checks(one)
+                        assert found["ok"], (patch, found)
+        assert used(tokens) == [f"refresh-{n}" for n in range(10)]
+    content = b"".join(path.read_bytes() for path in (tmp_path / "data").iterdir() if path.is_file())
+    assert not [n for n in range(11) if f"refresh-{n}".encode() in content], "sealed"
+
+
+async def test_one_that_is_stored_and_outside_is_the_same_for_both(tmp_path: Path) -> None:
+    folder = outside(tmp_path, refresh_token="refresh-0")
+    async with place(tmp_path, rotating()) as one:
+        await one.put(stored_one())
+        other = one.body(refresh_from(folder))
+        assert (await one.bench.http.put("/accounts/other", json=other)).status_code == 201
+        for name in ("other", "main", "main", "other", "other", "main", "other", "main"):
+            found = (await one.bench.http.post(f"/accounts/{name}/check")).json()
+            assert found["ok"], (name, found)
+        assert used(one.tokens) == [f"refresh-{n}" for n in range(8)]
+        assert await rows(one) == 1, "of what was used up on the way nothing stays"
+
+
+async def test_the_successor_of_a_stored_one_goes_nowhere_else_by_a_reference(tmp_path: Path) -> None:
+    folder = outside(tmp_path, refresh_token="refresh-0")
+    async with place(tmp_path, rotating()) as one, TokenServer() as evil:
+        await one.put(stored_one())
+        assert (await checks(one))["ok"]
+        one.tokens.forms.clear()
+        for body in (
+            one.body({**refresh_from(folder), "token_url": evil.url}),
+            one.body(refresh_from(folder), host="localhost"),
+            one.body({**stored_one(), "token_url": evil.url}),
+            one.body(stored_one(), host="localhost"),
+        ):
+            await one.bench.http.post("/accounts/check", json=body)
+        assert set(used(one.tokens) + used(evil)) == {"refresh-0"}
+
+
 async def test_it_goes_nowhere_else(tmp_path: Path) -> None:
     """Who may name the reference has the token outside sent where he likes, but not what it became."""
     folder = outside(tmp_path, refresh_token="refresh-0")

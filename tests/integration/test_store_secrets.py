@@ -302,7 +302,9 @@ async def test_an_account_without_a_refresh_token_gets_none(tmp_path: Path) -> N
     try:
         bare = replace(OAUTH, refresh_token=None)
         await store.write(lambda s: accounts.create(s, store.secrets, replace(TOKENS, oauth=bare), now=START))
-        assert await store.write(lambda s: accounts.refresh_token_changed(s, store.secrets, bare, "r1")) == []
+        assert (
+            await store.write(lambda s: accounts.refresh_token_changed(s, store.secrets, bare, "r1", now=START)) == []
+        )
         assert (await record_of(store)).account.oauth == bare
     finally:
         await asyncio.to_thread(store.close)
@@ -315,10 +317,10 @@ async def test_a_refresh_token_that_changed_meanwhile_is_not_overwritten_by_a_sa
         changed = accounts.refresh_token_changed
         elsewhere = replace(OAUTH, client_id="another")
         unused = replace(OAUTH, grant=OAuthGrant.CLIENT_CREDENTIALS)
-        assert await store.write(lambda s: changed(s, store.secrets, elsewhere, "r1")) == []
-        assert await store.write(lambda s: changed(s, store.secrets, unused, "r1")) == []
-        assert await store.write(lambda s: changed(s, store.secrets, OAUTH, "r1")) == ["t"]
-        assert await store.write(lambda s: changed(s, store.secrets, OAUTH, "late")) == []
+        assert await store.write(lambda s: changed(s, store.secrets, elsewhere, "r1", now=START)) == []
+        assert await store.write(lambda s: changed(s, store.secrets, unused, "r1", now=START)) == []
+        assert await store.write(lambda s: changed(s, store.secrets, OAUTH, "r1", now=START)) == ["t"]
+        assert await store.write(lambda s: changed(s, store.secrets, OAUTH, "late", now=START)) == []
         before = await record_of(store)
         assert (before.version, before.oauth_first) == (
             (await store.write(lambda s: accounts.change(s, store.secrets, TOKENS, now=START + 1))).version,

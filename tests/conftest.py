@@ -15,10 +15,10 @@ structlog.configure(
 )
 
 # What the shorter tests cover is measured in them; measuring whole relays too costs a minute of the five that all of
-# the tests may take, and under the measuring what is timed takes three times as long. COVERAGE=all measures everything.
+# the tests may take, and what is marked `timed` takes three times as long under the measuring. COVERAGE=all measures
+# everything.
 _ALL_MEASURED = os.environ.get("COVERAGE") == "all"
 _NOT_MEASURED = ("tests/acceptance/", "tests/chaos/")
-_TIMED = ("linear_time", "no_time", "test_any_cut_gives")
 
 # Files with long tests, about how many seconds each takes; they come first, so that no worker waits for another's.
 _LONG = {
@@ -38,7 +38,7 @@ _LONG = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave coverage out where it tells nothing new, and begin with what takes long."""
     for item in items:
-        if not _ALL_MEASURED and (item.nodeid.startswith(_NOT_MEASURED) or any(part in item.name for part in _TIMED)):
+        if not _ALL_MEASURED and (item.nodeid.startswith(_NOT_MEASURED) or item.get_closest_marker("timed")):
             item.add_marker("no_cover")
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     if workers > 1:

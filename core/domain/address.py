@@ -21,10 +21,12 @@ MAX_LABEL_OCTETS = 63  # RFC 1035 section 2.3.4
 
 _ATEXT = r"A-Za-z0-9!#$%&'*+/=?^_`{|}~\-"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
+# Atomic groups keep what each repetition needs to go back, some 200 octets of memory: only for what is short already.
 _PLAIN = re.compile(rf"([{_ATEXT}]++(?>(?:\.[{_ATEXT}]++)*))@({_LABEL}(?>(?:\.{_LABEL})*))")
 _PLAIN_OCTETS = re.compile(_PLAIN.pattern.encode("ascii"))
-_DOT_ATOM = re.compile(rf"[{_ATEXT}\u0080-\U0010ffff]++(?>(?:\.[{_ATEXT}\u0080-\U0010ffff]++)*)")
-_QUOTED = re.compile(r'"(?>(?:[ !#-\[\]-~\u0080-\U0010ffff]|\\[ -~])*)"')
+_DOT_ATOM = re.compile(rf"(?!\.)[.{_ATEXT}\u0080-\U0010ffff]++(?<!\.)")  # but for two dots side by side
+_QTEXT = r"[ !#-\[\]-~\u0080-\U0010ffff]*+"
+_QUOTED = re.compile(rf'"{_QTEXT}(?:\\[ -~]{_QTEXT})*+"')
 _DOMAIN = re.compile(rf"{_LABEL}(?>(?:\.{_LABEL})*)")
 _LONE_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -72,8 +74,7 @@ def parse_mailbox(text: str | bytes, *, allow_literal: bool = False) -> Mailbox:
             text = text.decode()
         except UnicodeDecodeError:
             raise AddressError("it is not valid UTF-8") from None
-    plain = _PLAIN.fullmatch(text)
-    if plain is not None and len(text) <= MAX_LOCAL_OCTETS:
+    if len(text) <= MAX_LOCAL_OCTETS and (plain := _PLAIN.fullmatch(text)) is not None:
         return Mailbox(plain[1], plain[2])  # too short to break a limit
     if not text:
         raise AddressError("it is empty")
@@ -100,7 +101,8 @@ def _halves(text: str) -> tuple[str, str]:
 
 
 def _check_local(local: str) -> None:
-    if not (_DOT_ATOM.fullmatch(local) or _QUOTED.fullmatch(local)):
+    dot_atom = _DOT_ATOM.fullmatch(local) is not None and ".." not in local
+    if not (dot_atom or _QUOTED.fullmatch(local)):
         raise AddressError("its local part holds characters that must not stand there unquoted")
     if not local.isprintable():
         raise AddressError("its local part holds invisible characters")

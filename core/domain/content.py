@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import islice
 
 from core.domain.account import FromPolicy
 from core.domain.address import Mailbox, parse_mailbox
-from core.domain.address_list import parse_address_list
+from core.domain.address_list import address_entries
 from core.domain.encoded_word import encode_field
 from core.domain.header import Field, Header
 from core.errors import MessageRejected
@@ -66,7 +67,7 @@ def from_rewrite(header: Header, address: str | None, policy: FromPolicy) -> Fro
 
 
 def _names_only(value: bytes, own: Mailbox) -> bool:
-    entries = parse_address_list(value)
+    entries = list(islice(address_entries(value), 2))
     return len(entries) == 1 and entries[0].mailbox is not None and entries[0].mailbox.key == own.key
 
 
@@ -149,7 +150,7 @@ def _signed_names(header: Header) -> set[bytes]:
 def rewritten_from(header: Header, rewrite: FromRewrite) -> list[bytes]:
     """The lines of From, with the account's address and the writer's name, and of Reply-To where the policy says so."""
     value = header.first(b"from") or b""
-    entries = parse_address_list(value)
+    entries = list(islice(address_entries(value), 2))
     display = entries[0].display.encode("utf-8", "surrogateescape") if len(entries) == 1 else b""
     address = rewrite.address.encode()
     added = [b"From: %s <%s>\r\n" % (display, address) if display else b"From: %s\r\n" % address]

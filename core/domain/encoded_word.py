@@ -8,7 +8,9 @@ words elsewhere; MIME fields (Content-*) are not touched, their parameters have 
 from __future__ import annotations
 
 import binascii
+import codecs
 import re
+from io import StringIO
 from itertools import groupby
 
 from core.domain.address import AddressError, parse_mailbox
@@ -23,19 +25,30 @@ _ADDRESS_FIELDS = frozenset(
     }
 )  # fmt: skip
 _ADDRESS_TOKEN = re.compile(
-    r'"(?>(?:[^"\\]|\\.)*)"?'  # one that is not closed goes to the end
+    r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?'  # one that is not closed goes to the end
     r"|<[^<>]*+>"
     r"|\([^()]*+\)"
-    r'|[^\s"<>(),:;]++(?>(?:[ \t]++[^\s"<>(),:;@]*[^\x00-\x7f][^\s"<>(),:;@]*+)*)'
-    r"|.",
+    r'|([^\s"<>(),:;]++)'
+    r"|[ \t>),:;]++|.",
     re.DOTALL,
 )
+_RAW_WORD_MORE = re.compile(r'[ \t]++[^\s"<>(),:;@]*[^\x00-\x7f][^\s"<>(),:;@]*+')  # of the same phrase
 # charset, language (RFC 2231 section 5), encoding, text; blanks in the text are wrong, and common
 _WORD = re.compile(r"=\?([^?*\s]{1,64}+)(?:\*[^?*\s]{0,64}+)?\?([BbQq])\?([^?]*+)\?=")
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*+={0,2}")
 _QUOTED = re.compile(rb"=([0-9A-Fa-f]{2})")
-_SPACE = re.compile(r"([ \t]++)")
+_RAW = re.compile(r"[^\x00-\x7f]")
+_WORD_END = re.compile(r"[^ \t]*+")
+_BLANKS = re.compile(r"[ \t]++")
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
+
+# Text encodings of Python's that no mail is written in: some warn, some take a square of time, some differ by system.
+_NO_CHARSETS = frozenset(
+    {
+        "charmap", "idna", "mbcs", "oem", "punycode", "raw-unicode-escape", "undefined", "unicode-escape",
+        "unicode-internal", "utf-8-sig",
+    }
+)  # fmt: skip
 
 
 def decode_words(value: bytes) -> str:
@@ -81,12 +94,20 @@ def _shown(run: list[tuple[str, bytes, str]]) -> str:
     for charset, group in groupby(run, key=lambda word: word[0]):
         words = list(group)
         try:
-            text = b"".join(octets for _, octets, _ in words).decode(charset)
+            text = b"".join(octets for _, octets, _ in words).decode(_codec(charset))
             text.encode()  # halves of surrogate pairs are no text
         except (LookupError, ValueError):
             text = " ".join(written for _, _, written in words)
         done.append(text)
     return "".join(done)
+
+
+def _codec(charset: str) -> str:
+    """Python's name of a charset. Raises LookupError, ValueError."""
+    name = codecs.lookup(charset).name
+    if name.replace("_", "-") in _NO_CHARSETS:
+        raise LookupError(charset)
+    return name
 
 
 def encode_field(name: bytes, value: bytes) -> bytes | None:
@@ -111,34 +132,42 @@ def _is_utf8(value: bytes) -> bool:
 
 def _encode_words(text: str) -> str:
     """Runs of words that aren't ASCII, with the white space between them, as encoded words."""
-    parts = _SPACE.split(text)  # word, space, word, ...
-    done: list[str] = []
-    run: list[str] = []
-    for index in range(0, len(parts), 2):
-        space = parts[index - 1] if index else ""
-        word = parts[index]
-        if not word.isascii():
-            if run:
-                run += (space, word)
-            else:
-                done.append(space)
-                run = [word]
-            continue
-        if run:
-            done.append(_encode("".join(run)))
-            run = []
-        done += (space, word)
-    if run:
-        done.append(_encode("".join(run)))
-    return "".join(done)
+    done = StringIO()
+    position = 0  # behind what is written
+    while (raw := _RAW.search(text, position)) is not None:
+        at = raw.start()
+        start = max(position, text.rfind(" ", position, at) + 1, text.rfind("\t", position, at) + 1)
+        end = _behind_word(text, at)
+        while (space := _BLANKS.match(text, end)) is not None:
+            behind = _behind_word(text, space.end())
+            if text[space.end() : behind].isascii():
+                break
+            end = behind
+        done.write(text[position:start])
+        done.write(_encode(text[start:end]))
+        position = end
+    done.write(text[position:])
+    return done.getvalue()
+
+
+def _behind_word(text: str, at: int) -> int:
+    word = _WORD_END.match(text, at)
+    return word.end() if word else at
 
 
 def _encode_addresses(text: str) -> str:
-    return _ADDRESS_TOKEN.sub(_encode_token, text)
+    done = StringIO()
+    position = 0
+    while (token := _ADDRESS_TOKEN.match(text, position)) is not None:
+        end = token.end()
+        while token.lastindex and (more := _RAW_WORD_MORE.match(text, end)) is not None:
+            end = more.end()
+        done.write(_encode_token(text[position:end]))
+        position = end
+    return done.getvalue()
 
 
-def _encode_token(match: re.Match[str]) -> str:
-    token = match[0]
+def _encode_token(token: str) -> str:
     if token.isascii():
         return token
     if token[0] == '"':

@@ -15,29 +15,34 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from io import StringIO
 from typing import Literal
 
 from core.domain.account import FromPolicy
 from core.domain.address import AddressError, Mailbox, parse_mailbox, plain_mailbox
-from core.domain.address_list import Entry, parse_address_list, without_route
+from core.domain.address_list import Entry, address_entries, without_route
 from core.domain.header import Field, Header
 from core.errors import MessageRejected
 
 Source = Literal["x-headers", "headers", "resent"]
 
+_QUOTE = r'"[^"\\]*+(?:\\.[^"\\]*+)*+'  # without the closing one: where that lacks no bracket follows (address_list.py)
 _BRACKETED = re.compile(
-    r'((?>(?:[^<>"\\]|"(?>(?:[^"\\]|\\.)*)")*))<((?>(?:[^<>"]|"(?>(?:[^"\\]|\\.)*)")*))>(.*)',
+    rf'([^<>"\\]*+(?:{_QUOTE}"?+[^<>"\\]*+)*+)<([^<>"]*+(?:{_QUOTE}"?+[^<>"]*+)*+)>(.*)',
     re.DOTALL,
 )
-_QUOTED = re.compile(r'"(?>(?:[^"\\]|\\.)*)"', re.DOTALL)
+_QUOTED = re.compile(rf'{_QUOTE}"', re.DOTALL)
 _ENCODED = re.compile(r"=\?[^?\s]++\?[BbQq]\?[^?\s]*+\?=")
 _SECOND_ADDRESS = re.compile(r"\A[,;]|(?:\A|\s)[^\s=<>@,]*+[<>@,]")  # in a word that is no KEYWORD=value
+_PARAMETER = re.compile(r"\S++")
+_KEYWORDS = frozenset({"RET", "ENVID", "NOTIFY", "ORCPT"})
 _XTEXT = r"(?>(?:[!-*,-<>-~]|\+[0-9A-F]{2})+)"  # RFC 3461 section 4
 _ENVID = re.compile(_XTEXT)
 _ORCPT = re.compile(rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~.\-]++;{_XTEXT}")
 _NOTIFY = re.compile(r"NEVER|(?:SUCCESS|FAILURE|DELAY)(?>(?:,(?:SUCCESS|FAILURE|DELAY))*)")
 _MAX_ENVID = 100  # RFC 3461 section 4.4
 _MAX_ORCPT = 500  # RFC 3461 section 4.2
+_MAX_NOTIFY = 500  # what a RCPT line grows by at most (RFC 3461 section 4); each word once takes 21
 _SHOWN = 320
 
 
@@ -75,7 +80,7 @@ def envelope_of(header: Header, *, max_recipients: int) -> Envelope:
         return _from_resent(header, block, max_recipients)
     sender = _only_mailbox(header.values(b"sender")[:1], "Sender") or _from_sender(header)
     entries = (
-        entry for name in (b"to", b"cc", b"bcc") for value in header.values(name) for entry in parse_address_list(value)
+        entry for name in (b"to", b"cc", b"bcc") for value in header.values(name) for entry in address_entries(value)
     )
     recipients, rejected = _collect(((entry.mailbox, entry, "") for entry in entries), max_recipients)
     return Envelope(sender, recipients, source="headers", rejected=rejected)
@@ -137,7 +142,7 @@ def _x_value(value: bytes) -> tuple[str, str]:
     if match is None:
         raise AddressError("its brackets or quotes don't pair")
     display, angle, parameters = match.groups()
-    if display and "@" in display and "," in _ENCODED.sub("", _QUOTED.sub("", display)):
+    if display and "@" in display and "," in _without(_ENCODED, _without(_QUOTED, display)):
         raise AddressError("there is more than one address in it")
     parameters = parameters.strip()
     if parameters and _SECOND_ADDRESS.search(parameters):
@@ -145,13 +150,24 @@ def _x_value(value: bytes) -> tuple[str, str]:
     return without_route(angle), parameters
 
 
+def _without(pattern: re.Pattern[str], text: str) -> str:
+    """What `pattern.sub` gives, which keeps a string for each piece until the end."""
+    kept = StringIO()
+    position = 0
+    for match in pattern.finditer(text):
+        kept.write(text[position : match.start()])
+        position = match.end()
+    kept.write(text[position:])
+    return kept.getvalue()
+
+
 def _parameters(text: str) -> dict[str, str]:
-    """KEYWORD=value pairs, keywords in upper case; the first of two counts."""
+    """KEYWORD=value pairs of those that are kept, keywords in upper case; the first of two counts."""
     found: dict[str, str] = {}
-    for word in text.split():
-        keyword, equals, value = word.partition("=")
-        if equals:
-            found.setdefault(keyword.upper(), value)
+    for word in _PARAMETER.finditer(text):
+        keyword, equals, value = word[0].partition("=")
+        if equals and (keyword := keyword.upper()) in _KEYWORDS:
+            found.setdefault(keyword, value)
     return found
 
 
@@ -163,7 +179,7 @@ def _recipient(mailbox: str, parameters: str) -> Recipient:
     orcpt = found.get("ORCPT", "")
     return Recipient(
         mailbox,
-        notify if _NOTIFY.fullmatch(notify) else None,
+        notify if len(notify) <= _MAX_NOTIFY and _NOTIFY.fullmatch(notify) else None,
         orcpt if len(orcpt) <= _MAX_ORCPT and _ORCPT.fullmatch(orcpt) else None,
     )
 
@@ -183,14 +199,16 @@ def _only_mailbox(values: list[bytes], name: str) -> str:
     """The one mailbox of these fields; "" where there are no fields. Raises MessageRejected 5.1.7."""
     if not values:
         return ""
-    entries = [entry for value in values for entry in parse_address_list(value)]
-    if not entries:
+    entries = (entry for value in values for entry in address_entries(value))
+    first = next(entries, None)
+    if first is None:
         raise MessageRejected("5.1.7", f"{name} names no mailbox")
-    if len(entries) > 1:
-        raise MessageRejected("5.1.7", f"{name} names {len(entries)} mailboxes and no Sender says which one sends")
-    if entries[0].mailbox is None:
-        raise MessageRejected("5.1.7", f"{name} {entries[0].text!r} is not a mailbox: {entries[0].reason}")
-    return str(entries[0].mailbox)
+    more = sum(1 for _ in entries)
+    if more:
+        raise MessageRejected("5.1.7", f"{name} names {more + 1} mailboxes and no Sender says which one sends")
+    if first.mailbox is None:
+        raise MessageRejected("5.1.7", f"{name} {first.text!r} is not a mailbox: {first.reason}")
+    return str(first.mailbox)
 
 
 def _newest_resent(header: Header) -> dict[bytes, list[Field]]:
@@ -220,7 +238,7 @@ def _from_resent(header: Header, block: dict[bytes, list[Field]], max_recipients
         entry
         for name in (b"resent-to", b"resent-cc", b"resent-bcc")
         for value in values(name)
-        for entry in parse_address_list(value)
+        for entry in address_entries(value)
     )
     recipients, rejected = _collect(((entry.mailbox, entry, "") for entry in entries), max_recipients)
     return Envelope(sender, recipients, source="resent", rejected=rejected)

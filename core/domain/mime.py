@@ -18,7 +18,7 @@ _MAX_PART_HEADER = 65_536
 _MAX_DELIMITER = 1_024
 
 _TYPE = re.compile(rb"\s*([!-.0-~]+/[!-:<-~]+)")
-_BOUNDARY = re.compile(rb';\s*boundary\s*=\s*(?:"((?>(?:[^"\\]|\\.)*))"|([^\s;"]+))', re.IGNORECASE)
+_BOUNDARY = re.compile(rb';\s*boundary\s*=\s*(?:"([^"\\]*+(?:\\.[^"\\]*+)*+)"|([^\s;"]+))', re.IGNORECASE)
 _FROZEN_TYPES = re.compile(rb"multipart/(?:signed|encrypted)|application/(?:x-)?pkcs7-|application/pgp-encrypted")
 
 
@@ -44,7 +44,7 @@ def part_of(header: Header, depth: int) -> Part:
     part.frozen = bool(_FROZEN_TYPES.match(part.type)) or b"dkim-signature" in header.by_name
     if part.type.startswith(b"multipart/") and not part.frozen:
         boundary = _BOUNDARY.search(value)
-        if boundary is not None and depth < MAX_DEPTH:
+        if boundary is not None and depth < MAX_DEPTH and boundary.end() - boundary.start() < _MAX_DELIMITER:
             part.boundary = re.sub(rb"\\(.)", rb"\1", boundary[1]) if boundary[1] is not None else boundary[2]
         part.frozen = not part.boundary
     elif part.type.startswith(b"message/") and (part.type != b"message/rfc822" or depth >= MAX_DEPTH):

@@ -20,7 +20,7 @@ _RET = re.compile(r"FULL|HDRS", re.IGNORECASE)
 
 def check_mailbox(mailbox: str) -> None:
     """Raise ValueError unless it can be written between < and > on a command line without changing its meaning."""
-    if _MAILBOX.fullmatch(mailbox) is None or len(mailbox) > 1000:
+    if len(mailbox) > 1000 or _MAILBOX.fullmatch(mailbox) is None:
         raise ValueError(f"not a mailbox: {mailbox!r}")
 
 

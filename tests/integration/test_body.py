@@ -189,6 +189,7 @@ def test_a_header_without_a_blank_line_is_a_mail_with_an_empty_body(mails: Mails
     assert mails.sent(HEAD[:-2]) == HEAD + b"\r\n"
 
 
+@pytest.mark.timed
 def test_100000_header_fields_in_linear_time(mails: Mails) -> None:
     began = time.perf_counter()
     raw = HEAD + b"X-Long: y\r\n" * 90_000 + b"\r\nbody\r\n"
@@ -199,6 +200,7 @@ def test_100000_header_fields_in_linear_time(mails: Mails) -> None:
 MIXED = HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\n"
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "raw",
     [

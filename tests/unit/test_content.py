@@ -71,6 +71,7 @@ PIECES = st.lists(
 PLACES = st.lists(st.integers(0, 1 << 20), max_size=12)
 
 
+@pytest.mark.timed
 @settings(max_examples=400, deadline=None)
 @given(PIECES, PLACES, st.booleans())
 def test_any_cut_gives_the_bytes_of_the_reference(data: bytes, places: list[int], unstuff: bool) -> None:
@@ -79,6 +80,7 @@ def test_any_cut_gives_the_bytes_of_the_reference(data: bytes, places: list[int]
     assert out == reference(data, unstuff=unstuff)
 
 
+@pytest.mark.timed
 @settings(max_examples=400, deadline=None)
 @given(PIECES, PLACES)
 def test_any_cut_gives_the_facts_of_the_reference(data: bytes, places: list[int]) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import base64
+import encodings
+import pkgutil
 import re
 import time
 
@@ -41,6 +43,28 @@ def test_words_are_read_and_what_is_none_is_shown_as_it_is(value: bytes, shown: 
     assert decode_words(value) == shown
 
 
+@pytest.mark.parametrize(
+    "charset",
+    [
+        "unicode_escape", "Unicode-Escape", "raw_unicode_escape", "idna", "punycode", "undefined", "charmap",
+        "utf_8_sig", "mbcs", "base64", "rot13", "zlib", "aliases", "..", "\u00e4",
+    ],
+)  # fmt: skip
+def test_what_only_python_calls_an_encoding_is_no_charset(charset: str) -> None:
+    word = f"=?{charset}?q?=5Cd=5Cu0041-?="
+    assert decode_words(word.encode()) == word
+
+
+def test_every_charset_that_is_read_is_read_without_a_warning() -> None:
+    read = set()
+    for module in pkgutil.iter_modules(encodings.__path__):
+        word = f"=?{module.name}?q?=5Cd_a?= =?{module.name}?b?AP9cZFxOe30=?="
+        if not decode_words(f"=?{module.name}?b?AGEAYQ==?=".encode()).startswith("=?"):
+            read.add(module.name)
+        decode_words(word.encode())
+    assert {"ascii", "utf_8", "utf_7", "utf_16_be", "latin_1", "cp1252", "gb18030", "iso2022_jp", "koi8_r"} <= read
+
+
 @given(st.lists(TEXT, min_size=1, max_size=8).map(" ".join).filter(lambda text: "=?" not in text))
 def test_what_is_written_is_read(text: str) -> None:
     text = text[:100]
@@ -63,6 +87,7 @@ def test_reading_never_fails_and_gives_text(value: bytes) -> None:
     decode_words(value).encode()
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("part", [b"=?", b"=?a?q?", b"=?utf-8?q?a?= ", b"=?a*", b"?="])
 def test_reading_takes_no_long_time(part: bytes) -> None:
     began = time.process_time()

@@ -199,6 +199,7 @@ def test_an_internationalised_domain_becomes_its_a_label() -> None:
     assert (envelope.sender, mailboxes(envelope)) == ("a@xn--bcher-kva.example", ["jörg@xn--bcher-kva.example"])
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "value",
     [

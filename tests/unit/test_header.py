@@ -117,6 +117,7 @@ def test_fields_are_found_with_folds_in_any_case_and_any_line_end() -> None:
     assert [field[0] for field in header.leaving] == [b"bcc"]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "data",
     [b"a" * 3_000_000, b"A: b\r\n" * 100_000, b"A: " + b"x " * 1_500_000, b" " * 3_000_000, b"a \t" * 1_000_000],
@@ -127,6 +128,14 @@ def test_hostile_headers_cost_linear_time(data: bytes) -> None:
     with contextlib.suppress(MessageRejected):
         split_header(data)
     assert time.perf_counter() - began < 2
+
+
+def test_a_header_has_250000_fields_at_most() -> None:
+    assert len(split_header(b"a:\n" * 249_999 + b"b:\n c").fields) == 250_000
+    assert len(split_header(b"a:\r\n b\r\n" * 150_000).fields) == 150_000
+    with pytest.raises(MessageRejected, match="more than 250000 fields") as caught:
+        split_header(b"a:\n" * 250_001)
+    assert caught.value.enhanced_code == "5.3.4"
 
 
 LINES = st.lists(st.sampled_from([b"A: b", b" c", b"\t", b"Bcc: x", b"junk", b"", b"From x"]), max_size=8)

@@ -186,6 +186,7 @@ def test_depth_3000_that_needs_nothing_passes_unchanged() -> None:
 LINES = [b"--b", b"--b--", b"--", b"\r\n", b"x", b"\xc3\xbc", b"A: b", b"y" * 999, b"\0"]
 
 
+@pytest.mark.timed
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(LINES), max_size=20), st.integers(1, 40))
 def test_any_cut_gives_the_same_message(pieces: list[bytes], step: int) -> None:

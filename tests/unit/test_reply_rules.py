@@ -184,6 +184,7 @@ def test_what_people_write_is_taken(pattern: str) -> None:
     assert refused(pattern) is None
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "pattern", ["daily.*limit.*exceeded", r"daily.{0,20}limit.{0,20}exceeded", "(daily|hourly) (sending )?limit$"]
 )
@@ -203,6 +204,7 @@ def as_many_as_are_taken(pattern: str) -> list[ReplyRule]:
     return rules
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     ("pattern", "text"),
     [

@@ -428,8 +428,8 @@ class TestMessagePublic(Out):
     internet_message_id: str
     remedy: str
     over_quota_until: Time | None = Field(
-        description="One of the account's limits by minute, hour or day was spent, until then: it went over it. Mail "
-        "of directories waits. null: there was room."
+        description="One of the account's limits by minute, hour or day is spent, with this message counted: mail of "
+        "directories waits until then. null: there is room for more."
     )
 
 

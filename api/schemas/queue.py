@@ -56,7 +56,8 @@ class QueuedMessagePublic(Out):
     )
     due_at: Time | None = Field(
         description="When it is tried: of deferred mail, and of what waits for a quota (the rest of a mail whose first "
-        "recipients have it, too) or for the end of a pause that has one. null: it could go now, or nobody knows."
+        "recipients have it, too) or for the end of a pause that has one. Not before then: of a quota it is when the "
+        "next mail has room, the same for all that wait. null: it could go now, or nobody knows."
     )
     attempts: int
     first_attempt_at: Time | None

@@ -508,7 +508,7 @@ class TestMessageView:
     seconds: float
     internet_message_id: str
     remedy: str = ""
-    over_quota_until: float | None = None  # a limit of the account was spent until then: it went over it
+    over_quota_until: float | None = None  # a limit of the account is spent until then, this message counted
 
 
 class Severity(StrEnum):

@@ -31,15 +31,31 @@ async def test_a_test_message_goes_over_a_spent_limit_says_so_and_counts(tmp_pat
                 return told
 
             first = await test_message()
-            assert (first["ok"], first["over_quota_until"]) == (True, None)
             until = (await bench.get("/accounts/main"))["usage"]["next_at"]
             assert until is not None
+            assert (first["ok"], first["over_quota_until"]) == (True, until), "it was the last that had room"
             second = await test_message()
             assert (second["ok"], second["over_quota_until"]) == (True, until)
             assert (await bench.get("/accounts/main"))["usage"]["messages_last_day"] == 2
             bench.drop("0.eml", mail(0))
             await bench.drain()
             assert len(server.messages) == 2, "mail of directories waits"
+
+
+async def test_a_test_message_tells_the_end_of_a_limit_with_itself_counted(tmp_path: Path) -> None:
+    """Of two buckets of an hour the earlier frees too little once the message counts in the later one."""
+    clock = ManualClock()
+    async with SmtpServer() as server:
+        value = account(server, messages_per_hour=2)
+        async with running(tmp_path, [value], pickups=[], clock=clock) as bench:
+            told = []
+            for _ in range(3):
+                answer = await bench.http.post("/accounts/main/test-message", json={"to": "jo@example.org"})
+                told.append(answer.json()["over_quota_until"])
+                assert told[-1] == (await bench.get("/accounts/main"))["usage"]["next_at"]
+                clock.advance(600)
+            assert told[0] is None
+            assert told[1] < told[2]
 
 
 async def test_a_test_message_of_an_account_that_is_only_slow_went_over_no_limit(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ class Limits:
     max_header_bytes: int = 16 << 20
 
 
-@dataclass(slots=True)  # one is made for each message (core/domain)
+@dataclass(slots=True)  # one a message (core/domain)
 class Delivered:
     """What came of one message. `outcome` None: it wasn't claimed, for `blocked`'s reason, or put back uncounted."""
 

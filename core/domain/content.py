@@ -282,10 +282,8 @@ class BodyScanner:
         """A piece that ends neither within a line end nor within two octets behind one."""
         if not data:
             return
-        canonical, dots = _line_ends(data)
-        if not canonical:
-            self._canonical = False
-            data = to_crlf(data)
+        data, canonical, dots = _with_crlf(data)
+        self._canonical = self._canonical and canonical
         if not data.isascii():
             self._eight_bit = True
         if b"\0" in data:
@@ -341,9 +339,7 @@ class BodyNormaliser:
     def _normalise(self, data: bytes) -> bytes:
         if not data:
             return data
-        canonical, dots = _line_ends(data)
-        if not canonical:
-            data = to_crlf(data)
+        data, _, dots = _with_crlf(data)
         if self._unstuff:
             if self._start and data.startswith(b".."):
                 data = data[1:]
@@ -354,16 +350,18 @@ class BodyNormaliser:
         return data
 
 
-def _line_ends(data: bytes) -> tuple[bool, bool]:
-    """Whether all line ends are CRLF, and whether a dot may follow one.
+def _with_crlf(data: bytes) -> tuple[bytes, bool, bool]:
+    """`data` with CRLF line ends, whether it had them, and whether a dot follows one.
 
     Each pattern begins with one octet, which is found fast (memchr); most mail needs to be looked through but twice.
     """
-    if _LONE_LF.search(data) is not None:
-        return False, True
-    if _LONE_CR_OR_DOT_LINE.search(data) is None:
-        return True, False
-    return _LONE_CR.search(data) is None, True
+    if _LONE_LF.search(data) is None:
+        if _LONE_CR_OR_DOT_LINE.search(data) is None:
+            return data, True, False
+        if _LONE_CR.search(data) is None:
+            return data, True, True
+    data = to_crlf(data)
+    return data, False, _DOT_LINE.search(data) is not None
 
 
 def to_crlf(data: bytes) -> bytes:

@@ -16,7 +16,7 @@ from core.errors import MessageChanged, MessageUnreadable
 CHUNK_OCTETS = 262_144
 
 
-@dataclass(slots=True)  # one is made for each message (core/domain)
+@dataclass(slots=True)  # one a message (core/domain)
 class MessageFile:
     """An open message file and what fstat said of it. Raises MessageChanged and MessageUnreadable."""
 

@@ -43,7 +43,7 @@ REUSED_DEAD_MAX = 3  # so often a message moves on at once from a kept connectio
 _CONFIGURATION = frozenset({"login_not_offered", "plaintext_login_refused", "password_missing"})
 
 
-@dataclass(slots=True)  # one is made for each message (core/domain)
+@dataclass(slots=True)  # one a message (core/domain)
 class OutgoingMail:
     """What one transaction sends (transport/base.py, Mail)."""
 

@@ -101,7 +101,7 @@ async def office(root: Path, tokens: TokenServer | None = None, **settings: Any)
     good = OneOf()
     async with tokens or TokenServer() as tokens:
         tokens.on_token = good.add
-        smtp = SmtpServer(mechanisms=["XOAUTH2", "PLAIN"], tokens={USER: good}, require_auth=True)  # type: ignore[dict-item]
+        smtp = SmtpServer(mechanisms=["XOAUTH2", "PLAIN"], tokens={USER: good}, require_auth=True)
         async with smtp, running(root, **{"pickups": [], **settings}) as bench:
             yield Office(bench, smtp, tokens, root)
 

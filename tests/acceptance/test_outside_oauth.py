@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from sqlmodel import select
 from core.domain.account import Directory
 from core.store import outside_tokens
 from core.store.tables import OutsideTokenRow
-from tests.acceptance.test_oauth import CLIENT, USER, Office, OneOf
+from tests.acceptance.test_oauth import CLIENT, USER, Office, OneOf, office
 from tests.support.clock import ManualClock
 from tests.support.command import mpu
 from tests.support.relay import Bench, mail, running, until
@@ -39,15 +38,9 @@ def outside(root: Path, **contents: str) -> Path:
     return folder
 
 
-@asynccontextmanager
-async def place(root: Path, tokens: TokenServer | None = None, **settings: Any) -> AsyncIterator[Office]:
-    good = OneOf()
-    async with tokens or TokenServer() as tokens:
-        tokens.on_token = good.add
-        smtp = SmtpServer(mechanisms=["XOAUTH2"], tokens={USER: good}, require_auth=True)  # type: ignore[dict-item]
-        changes: dict[str, Any] = {"pickups": [], "secret_files": (root / "secrets",), **settings}
-        async with smtp, running(root, **changes) as bench:
-            yield Office(bench, smtp, tokens, root)
+def place(root: Path, tokens: TokenServer | None = None, **settings: Any) -> AbstractAsyncContextManager[Office]:
+    """An office whose secrets lie in files."""
+    return office(root, tokens, **{"secret_files": (root / "secrets",), **settings})
 
 
 async def checks(one: Office) -> dict[str, Any]:
@@ -224,7 +217,7 @@ async def test_a_secret_that_is_replaced_while_a_token_is_asked_for_is_tried_bef
             (folder / "client_secret").write_text(SECRET)
             return give(path, form)
 
-        one.tokens._answer = rotate  # type: ignore[method-assign]
+        one.tokens._answer = rotate  # type: ignore[method-assign]  # on its way
         one.drop()
         await one.sends(1)
         assert [form["client_secret"] for form in one.tokens.forms] == ["old", SECRET]
@@ -352,7 +345,7 @@ async def test_the_successor_is_found_where_a_token_moves_outside_and_back(tmp_p
     out = {"refresh_token": None, "refresh_token_from": f"file:{folder}/refresh_token"}
     back = {"refresh_token": "refresh-0", "refresh_token_from": None}
     good = OneOf()
-    smtp = SmtpServer(mechanisms=["XOAUTH2"], tokens={USER: good}, require_auth=True)  # type: ignore[dict-item]
+    smtp = SmtpServer(mechanisms=["XOAUTH2"], tokens={USER: good}, require_auth=True)
     async with rotating() as tokens, smtp:
         tokens.on_token = good.add
         for patches in (({}, out), (back,), (out, back)):  # a start between them
@@ -424,14 +417,14 @@ async def test_after_a_kill_and_without_the_service_the_kept_one_is_used(tmp_pat
     (tmp_path / "spool" / "pickup").mkdir(parents=True)
     good = OneOf()
     more = {"MPU_ALLOWED_SMTP_PORTS": "0", "MPU_SECRET_FILES": json.dumps([str(folder)])}
-    smtp = SmtpServer(mechanisms=["XOAUTH2"], tokens={USER: good}, require_auth=True)  # type: ignore[dict-item]
+    smtp = SmtpServer(mechanisms=["XOAUTH2"], tokens={USER: good}, require_auth=True)
     data = tmp_path / "data"
     async with rotating() as tokens, smtp:
         tokens.on_token = good.add
 
         def first() -> None:
             with service(data, tmp_path / "spool", **more) as one:
-                body = Office(Bench(None, None, tmp_path, None), smtp, tokens, tmp_path).body(refresh_from(folder))  # type: ignore[arg-type]
+                body = Office(Bench(None, None, tmp_path, None), smtp, tokens, tmp_path).body(refresh_from(folder))  # type: ignore[arg-type]  # no relay is asked
                 assert one.http.put("/accounts/main", json=body).status_code == 201
                 pickup = {"path": str(tmp_path / "spool" / "pickup"), "accounts": ["main"], "watch": False}
                 assert one.http.put("/directories/pickup", json=pickup).status_code == 201
@@ -463,7 +456,7 @@ async def test_a_lost_encryption_key_stops_that_account_only_until_a_new_token_l
     async with rotating() as tokens:
         good = OneOf()
         tokens.on_token = good.add
-        smtp = SmtpServer(mechanisms=["XOAUTH2"], tokens={USER: good}, require_auth=True)  # type: ignore[dict-item]
+        smtp = SmtpServer(mechanisms=["XOAUTH2"], tokens={USER: good}, require_auth=True)
         tokens.clients["app"] = None
         oauth = {**refresh_from(folder), "client_secret": None}
         async with smtp:
@@ -524,13 +517,13 @@ async def test_a_login_with_a_code_puts_its_token_in_the_place_of_the_reference(
     tokens = TokenServer()
     tokens.interval = 0
     good = OneOf()
-    smtp = SmtpServer(mechanisms=["XOAUTH2"], tokens={USER: good}, require_auth=True)  # type: ignore[dict-item]
+    smtp = SmtpServer(mechanisms=["XOAUTH2"], tokens={USER: good}, require_auth=True)
     more = {"MPU_ALLOWED_SMTP_PORTS": "0", "MPU_SECRET_FILES": json.dumps([str(folder)])}
     (tmp_path / "spool").mkdir()
     async with tokens, smtp:
         tokens.on_token = good.add
         oauth = {**refresh_from(folder), "client_secret": None, "client_secret_from": f"file:{folder}/client_secret"}
-        body = Office(Bench(None, None, tmp_path, None), smtp, tokens, tmp_path).body(oauth)  # type: ignore[arg-type]
+        body = Office(Bench(None, None, tmp_path, None), smtp, tokens, tmp_path).body(oauth)  # type: ignore[arg-type]  # no relay is asked
 
         def run() -> None:
             with service(tmp_path / "data", tmp_path / "spool", **more) as one:

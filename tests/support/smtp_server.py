@@ -31,7 +31,7 @@ import signal
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self, cast
 
@@ -694,7 +694,7 @@ class SmtpServer:
         context: ssl.SSLContext | None = None,
         implicit_tls: bool = False,
         credentials: dict[str, str] | None = None,
-        tokens: dict[str, str] | None = None,
+        tokens: Mapping[str, object] | None = None,
         mechanisms: Iterable[str] = (),
         auth_in_clear: bool = True,
         require_auth: bool = False,
@@ -711,7 +711,7 @@ class SmtpServer:
         self.context = context
         self.implicit_tls = implicit_tls
         self.credentials = credentials or {}
-        self.tokens = tokens or {}
+        self.tokens: dict[str, object] = dict(tokens or {})  # what equals a user's good tokens
         self.mechanisms = tuple(mechanisms)
         self.auth_in_clear = auth_in_clear
         self.require_auth = require_auth

@@ -7,6 +7,7 @@ Raises DirectoryUnavailable wherever the directory can't be reached: that is not
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -71,6 +72,8 @@ class DirectorySpool:
         self._recovered: Place | None = None
         self._retired: list[Place] = []  # replaced or unmounted meanwhile, with messages still in flight
         self._scans = 0
+        self._opening = threading.Lock()  # two that open it at once would each have a log, and one stay behind
+        self._closed = False
 
     @property
     def settings(self) -> Directory:
@@ -94,23 +97,33 @@ class DirectorySpool:
         return self._place
 
     def open(self) -> None:
-        """Open it, make `.mpu/`; anew if the path leads elsewhere now, else harmless. Raises DirectoryUnavailable."""
-        if self._place is not None:
-            with suppress(DirectoryUnavailable):
-                self._place.check_path()
-                if self._fits(self._place):
-                    return
-            self._retire()
-        self._place = open_place(self.settings, clock=self.clock, features=replace(self.features))
+        """Open it, make `.mpu/`; anew if the path leads elsewhere now, else harmless.
+
+        Raises DirectoryUnavailable, after `close` too.
+        """
+        with self._opening:
+            if self._closed:
+                raise DirectoryUnavailable(
+                    f"{self.settings.path} is closed", remedy="the service ends, or it was removed"
+                )
+            if self._place is not None:
+                with suppress(DirectoryUnavailable):
+                    self._place.check_path()
+                    if self._fits(self._place):
+                        return
+                self._retire()
+            self._place = open_place(self.settings, clock=self.clock, features=replace(self.features))
 
     def close(self) -> None:
-        """Let go of everything. Messages in flight stay `.lck`, for the next start's recovery."""
-        self._retire()
-        for place in self._retired:
-            for claimed in list(place.claimed.values()):
-                claiming.release(claimed.opened)
-            place.close()
-        self._retired.clear()
+        """Let go of everything, for good. Messages in flight stay `.lck`, for the next start's recovery."""
+        with self._opening:
+            self._closed = True
+            self._retire()
+            for place in self._retired:
+                for claimed in list(place.claimed.values()):
+                    claiming.release(claimed.opened)
+                place.close()
+            self._retired.clear()
 
     def _retire(self) -> None:
         if self._place is not None:
@@ -138,9 +151,9 @@ class DirectorySpool:
 
     def recover(self) -> Iterator[Recovered]:
         """Take over what dead owners left. Before the first claim: it compares waiting names with their logs too."""
-        place = self.place
-        yield from _reached(place, recovery.recover(place))
-        self._recovered = place
+        with self.place.in_use() as place:
+            yield from _reached(place, recovery.recover(place))
+            self._recovered = place
 
     @property
     def recovered(self) -> bool:
@@ -149,13 +162,14 @@ class DirectorySpool:
 
     def orphans(self) -> Iterator[Recovered]:
         """The same for `.lck` files that the last scan saw and nobody holds (another process died while we live)."""
-        yield from _reached(self.place, recovery.orphans(self.place))
+        with self.place.in_use() as place:
+            yield from _reached(place, recovery.orphans(place))
 
     def scan(self) -> Iterator[bytes]:
         """Names that wait and are due, streaming, unsorted, without a stat. Raises DirectoryUnavailable."""
-        place = self.place
-        self._scans += 1
-        yield from Scan(place, self._scans).names()
+        with self.place.in_use() as place:
+            self._scans += 1
+            yield from Scan(place, self._scans).names()
 
     def matches(self, name: bytes) -> bool:
         """Whether a name (from an event) is that of a waiting message."""
@@ -244,39 +258,48 @@ class DirectorySpool:
 
     def counts(self, *, stat_limit: int = 10_000) -> Counts:
         """Count by name, streaming. Sizes and ages only if there are at most `stat_limit` messages."""
-        return count(self.place, stat_limit=stat_limit)
+        with self.place.in_use() as place:
+            return count(place, stat_limit=stat_limit)
 
     def entries(self, states: Collection[State] | None = None) -> Iterator[Entry]:
         """All messages (in these states), streaming, in no order."""
-        yield from entries(self.place, states)
+        with self.place.in_use() as place:
+            yield from entries(place, states)
 
     def find(self, message_id: MessageId) -> Entry:
         """In whatever state it is. Raises NotFound."""
-        return find(self.place, message_id)
+        with self.place.in_use() as place:
+            return find(place, message_id)
 
     def open_raw(self, entry: Entry) -> int:
         """A read-only descriptor of the message; the caller closes it. Raises NotFound, MessageUnreadable."""
-        return operate.open_raw(self.place, entry)
+        with self.place.in_use() as place:
+            return operate.open_raw(place, entry)
 
     def hold(self, entry: Entry) -> Entry:
         """Waiting or deferred to held. Raises StateConflict, NotFound."""
-        return operate.hold(self.place, entry)
+        with self.place.in_use() as place:
+            return operate.hold(place, entry)
 
     def release_hold(self, entry: Entry) -> Entry:
         """Held to waiting. Raises StateConflict, NotFound."""
-        return operate.release_hold(self.place, entry)
+        with self.place.in_use() as place:
+            return operate.release_hold(place, entry)
 
     def retry(self, entry: Entry) -> Entry:
         """Deferred becomes due; badmail waits again, attempts and age restarted. Raises StateConflict, NotFound."""
-        return operate.retry(self.place, entry)
+        with self.place.in_use() as place:
+            return operate.retry(place, entry)
 
     def delete(self, entry: Entry) -> None:
         """Remove it for good. Raises StateConflict while claimed, NotFound."""
-        operate.delete(self.place, entry)
+        with self.place.in_use() as place:
+            operate.delete(place, entry)
 
     def submit(self, chunks: Iterable[bytes], name: bytes | str | None = None) -> Entry:
         """Write one, durable and atomic. Raises MessageRejected (empty, too large), StorageFull, StorageBroken."""
-        return operate.submit(self.place, chunks, name)
+        with self.place.in_use() as place:
+            return operate.submit(place, chunks, name)
 
     def proven(self) -> DotStuffing | None:
         """What was proved of this directory's writers before."""
@@ -290,7 +313,8 @@ class DirectorySpool:
         """What is possible there (spool.md, "Permissions"). Leaves nothing behind."""
         try:
             self.open()
-            return checking.check(self.place)
+            with self.place.in_use() as place:
+                return checking.check(place)
         except DirectoryUnavailable as error:
             return checking.unreachable(error)
 

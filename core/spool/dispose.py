@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from core.domain.message import State
 from core.domain.sidecar import Sidecar
-from core.errors import RelayError, StorageBroken
+from core.errors import DirectoryUnavailable, RelayError, StorageBroken
 from core.spool import kernel, names
 from core.spool.claim import release, release_all
 from core.spool.move import Target, first_free, move, targets
@@ -42,8 +42,7 @@ class _Move:
 
 def dispose(place: Place, disposals: Sequence[Disposal]) -> list[Disposed]:
     """One group. One answer a disposal, in order. Raises StorageBroken."""
-    with place.disposing:
-        return _Group(place, disposals).run()
+    return _in_turn(place, lambda: disposals)
 
 
 def before_commit(place: Place) -> None:
@@ -57,10 +56,16 @@ def before_commit(place: Place) -> None:
 
 def retry_pending(place: Place) -> list[Disposed]:
     """What could not be done before."""
-    if not place.pending:
-        return []
+    return _in_turn(place, lambda: list(place.pending.values())) if place.pending else []
+
+
+def _in_turn(place: Place, disposals: Callable[[], Sequence[Disposal]]) -> list[Disposed]:
     with place.disposing:
-        return _Group(place, list(place.pending.values())).run()
+        try:
+            with place.in_use():
+                return _Group(place, disposals()).run()
+        except DirectoryUnavailable:
+            return [Disposed(d, ok=False, error="the directory is closed") for d in disposals()]
 
 
 class _Group:
@@ -72,8 +77,6 @@ class _Group:
 
     def run(self) -> list[Disposed]:
         place = self.place
-        if place.closed:
-            return [Disposed(d, ok=False, error="the directory is closed") for d in self.disposals]
         moves = self._plan()
         moves = self._write_sidecars(moves)
         for each in moves:

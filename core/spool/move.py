@@ -14,6 +14,7 @@ from core.spool import kernel, names
 from core.spool.claim import stat_at
 from core.spool.place import Place
 from core.spool.sidecars import TEMPORARY, write_all
+from core.spool.values import Opened
 
 _CHUNK_OCTETS = 1 << 20
 
@@ -74,6 +75,21 @@ def move(place: Place, old_fd: int, old: bytes, target: Target) -> None:
         if error.errno != errno.EXDEV:
             raise
         _copy(place, old_fd, old, target)
+
+
+def is_copy(opened: Opened, target: Target, there: os.stat_result) -> bool:
+    """Whether what lies at the target is another file with all of the message. Raises OSError."""
+    identity = opened.identity
+    if there.st_ino == opened.inode or (there.st_mtime_ns, there.st_size) != (identity.mtime_ns, identity.size):
+        return False
+    fd = os.open(target.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=target.dir_fd)
+    try:
+        return all(
+            os.pread(fd, _CHUNK_OCTETS, at) == os.pread(opened.fd, _CHUNK_OCTETS, at)
+            for at in range(0, identity.size, _CHUNK_OCTETS)
+        )
+    finally:
+        os.close(fd)
 
 
 def _copy(place: Place, old_fd: int, old: bytes, target: Target) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from core.domain.account import Directory, DotStuffing, MessageFormat
@@ -71,6 +72,8 @@ class Place:
     skew_monotonic: float = 0.0  # the file system's time less our monotonic time
     closed: bool = False
     badmail: int = -1
+    _users: int = 0  # threads that work on its descriptors
+    _using: threading.Lock = field(default_factory=threading.Lock)
 
     def badmail_fd(self, *, create: bool = False) -> int:
         """Descriptor of badmail/; -1 if there is none. Raises OSError."""
@@ -78,11 +81,42 @@ class Place:
             self.badmail = _subdirectory(self.root_fd, names.BADMAIL, create=create)
         return self.badmail
 
+    @contextmanager
+    def in_use(self) -> Iterator[Place]:
+        """Its descriptors stay open to the end of this, whoever closes it: their numbers might lead elsewhere then.
+
+        Raises DirectoryUnavailable if it is closed.
+        """
+        with self._using:
+            if self.closed:
+                raise DirectoryUnavailable(f"{self.settings.path} is closed", remedy="it is opened at the next run")
+            self._users += 1
+        try:
+            yield self
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        with self._using:
+            self._users -= 1
+            last = self.closed and not self._users
+        if last:
+            self._let_go()
+
     def close(self) -> None:
-        """Let go of all descriptors; locks of messages in flight stay with their claims."""
-        if self.closed:
-            return
-        self.closed = True
+        """Let go of all descriptors, or have the last one who uses them do so.
+
+        Locks of messages in flight stay with their claims.
+        """
+        with self._using:
+            if self.closed:
+                return
+            self.closed = True
+            used = self._users > 0
+        if not used:
+            self._let_go()
+
+    def _let_go(self) -> None:
         self.log.close()
         for log in self.dead_logs.values():
             log.close()

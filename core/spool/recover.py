@@ -22,7 +22,7 @@ from core.spool.claim import claim, close_both, known, leads_to, open_message, r
 from core.spool.dispose import sync_directory, write_reason
 from core.spool.log import sync_names
 from core.spool.logread import Logged, OwnerLog, read_logs
-from core.spool.move import first_free, move, parse_target, targets
+from core.spool.move import first_free, is_copy, move, parse_target, targets
 from core.spool.place import Place
 from core.spool.sidecars import Draft, Record
 from core.spool.values import Claim, Opened, Recovered, Verdict
@@ -154,7 +154,7 @@ class _Recovery:
             close_both(place, locked.fd, locked.lock_fd, name)
             raise
         if record is not None and self._disposed_but_for_the_move(opened, record, logged):
-            self._complete(opened, record, logged)
+            self._complete(opened, name + names.LOCK, record, logged)
             return
         number = place.log.next_number()
         token = logged.token if logged is not None else f"{place.log.owner}/{number}"
@@ -174,8 +174,11 @@ class _Recovery:
         opened = self._opened(locked)
         record = place.sidecars.record_of(opened.identity.file_hash)
         if record is not None and record.token == logged.token:
-            release(opened)
-            place.forget_dead(logged.token)
+            if record.file_name == place.prefix + logged.file_name:
+                release(opened)
+                place.forget_dead(logged.token)
+            else:  # on its way to badmail or to be held
+                self._complete(opened, logged.file_name, record, logged)
             return
         if self._logged(opened) is not logged:
             release(opened)
@@ -245,23 +248,27 @@ class _Recovery:
             return record.token == logged.token
         return record.file_name != self.place.prefix + opened.file_name
 
-    def _complete(self, opened: Opened, record: Record, logged: Logged | None) -> None:
-        """The sidecar says where it goes."""
-        place, locked = self.place, opened.file_name + names.LOCK
-        sidecar = opened.sidecar
+    def _complete(self, opened: Opened, name: bytes, record: Record, logged: Logged | None) -> None:
+        """The sidecar says where it goes; `name` is what it has now."""
+        place, sidecar = self.place, opened.sidecar
         try:
             target = parse_target(place, record.file_name)
             there = stat_at(target.dir_fd, target.name)
-            if there is not None and there.st_ino != opened.inode and sidecar is not None:
+            copied = there is not None and is_copy(opened, target, there)
+            if there is not None and there.st_ino != opened.inode and not copied and sidecar is not None:
                 target = first_free(targets(place, target.state, opened.identity, opened.file_name))
                 place.sidecars.write([Draft(opened.identity, target.file_name, sidecar, record.token)])
             if target.state is State.BADMAIL and stat_at(target.dir_fd, names.reason_name(target.base)) is None:
                 write_reason(target, sidecar.reason if sidecar is not None else "")
-            move(place, place.work_fd, locked, target)
+            if copied:  # to another device, or a rename of which the disk kept but the new name
+                os.unlink(name, dir_fd=place.work_fd)
+            else:
+                move(place, place.work_fd, name, target)
             for fd in {place.work_fd, target.dir_fd}:
                 sync_directory(place, fd)
         except OSError:
-            place.locked_names.add(opened.file_name)  # another time
+            if name != opened.file_name:
+                place.locked_names.add(opened.file_name)  # another time
         else:
             if logged is not None:
                 place.forget_dead(logged.token)

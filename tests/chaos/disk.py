@@ -271,10 +271,10 @@ def _forget_unreachable(found: Found) -> None:
 
 def materialise(found: Found, root: str, times: dict[int, int]) -> None:
     """Write the tree into an empty directory. `times`: mtime in ns of the files that were there from the beginning."""
+    made: dict[int, bytes] = {}
     for path, entries in sorted(found.tree.items()):
         folder = os.path.join(root, path)
         os.makedirs(folder, exist_ok=True)
-        made: dict[int, bytes] = {}
         for name, node in entries.items():
             full = os.path.join(os.fsencode(folder), name)
             if node < 0:

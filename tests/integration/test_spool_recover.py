@@ -19,7 +19,7 @@ from core.spool.kernel import Features
 from core.spool.logread import OwnerLog, read_logs
 from core.spool.place import Place
 from tests.support.clock import ManualClock
-from tests.support.spool import claim, deferred, names_in, sent, spool_at, write
+from tests.support.spool import MAIL, claim, deferred, names_in, sent, spool_at, write
 
 DUE = Sidecar(attempts=1, due_at=1_700_000_000.0)
 
@@ -465,6 +465,71 @@ def test_two_that_recover_at_once_share_the_work(
     assert len(logs(path)) == 2
     one.close()
     two.close()
+
+
+def only_its_new_name(path: Path, there: str) -> None:
+    """The disk kept what the last rename made, and forgot that the claim's had taken the old name away."""
+    os.link(path / there, path / "x.eml")
+
+
+def both_as_files(path: Path, there: str) -> None:
+    """A move to another device ended behind its copy, and the claim's rename was forgotten."""
+    shutil.copy2(path / there, path / "x.eml")
+
+
+def neither_name(path: Path, there: str) -> None:
+    """Both renames were forgotten."""
+    (path / there).rename(path / "x.eml")
+
+
+@pytest.mark.parametrize("forgotten", [only_its_new_name, both_as_files, neither_name])
+@pytest.mark.parametrize(("disposal", "there"), [(ToBadmail, "badmail/x.eml"), (Hold, "x.eml.hold")])
+def test_a_move_that_a_power_cut_tore_is_completed(
+    path: Path,
+    dead: DirectorySpool,
+    monkeypatch: pytest.MonkeyPatch,
+    disposal: type[ToBadmail | Hold],
+    there: str,
+    forgotten: Callable[[Path, str], None],
+) -> None:
+    data = MAIL * 50_000
+    write(path, data=data)
+    claimed = claim(dead)
+    begin_and_outcome(claimed)
+    monkeypatch.setattr(dead.place.log, "disposed", lambda _: None)
+    dead.dispose([ToBadmail(claimed, DUE, "no") if disposal is ToBadmail else Hold(claimed, DUE)])
+    kill(dead)
+    forgotten(path, there)
+    spool = successor(path, dead)
+    assert [*spool.recover()] == []
+    assert names_in(path) == ({"x.eml.hold"} if disposal is Hold else set())
+    assert (path / there).read_bytes() == data
+    assert (path / there).stat().st_nlink == 1
+    assert not [n for n in os.listdir(path / there.rpartition("/")[0]) if "~" in n], "it is there once"
+    assert len(logs(path)) == 1
+    spool.close()
+
+
+def test_another_message_at_the_place_of_a_torn_move_stays(
+    path: Path, dead: DirectorySpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even one of the same time and size."""
+    write(path)
+    claimed = claim(dead)
+    begin_and_outcome(claimed)
+    monkeypatch.setattr(dead.place.log, "disposed", lambda _: None)
+    dead.dispose([ToBadmail(claimed, DUE, "no")])
+    kill(dead)
+    neither_name(path, "badmail/x.eml")
+    other = MAIL.replace(b"hello", b"world")
+    write(path / "badmail", data=other)
+    ns = claimed.identity.mtime_ns
+    os.utime(path / "badmail" / "x.eml", ns=(ns, ns))
+    spool = successor(path, dead)
+    assert [*spool.recover()] == []
+    assert (path / "badmail" / "x.eml").read_bytes() == other
+    assert (path / "badmail" / "x~1.eml").read_bytes() == MAIL
+    spool.close()
 
 
 def test_one_that_dies_while_it_recovers_leaves_it_to_the_next(path: Path, dead: DirectorySpool) -> None:

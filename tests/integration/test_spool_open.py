@@ -1,0 +1,95 @@
+"""Opening and closing a directory while threads work on it."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from core.domain.message import State
+from core.errors import DirectoryUnavailable
+from core.spool.directory import DirectorySpool, PutBack
+from core.spool.place import Place, open_place
+from tests.support.spool import claim, names_in, spool_at, write
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "in"
+
+
+def logs(path: Path) -> list[str]:
+    return [n for n in os.listdir(path / ".mpu") if ".log." in n]
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_two_that_open_it_at_once_open_it_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = spool_at(path)
+    spool = DirectorySpool(first.settings, clock=first.clock)
+    first.close()
+    entered, real = threading.Semaphore(0), open_place
+    both = threading.Event()
+
+    def slowly(*args: object, **more: object) -> Place:
+        entered.release()
+        both.wait(0.2)  # for the other one, who must not come
+        return real(*args, **more)  # type: ignore[arg-type]  # passed on
+
+    monkeypatch.setattr("core.spool.directory.open_place", slowly)
+    threads = [threading.Thread(target=spool.open) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert entered.acquire(blocking=False)
+    assert not entered.acquire(blocking=False)
+    assert len(logs(path)) == 1
+    spool.close()
+    assert logs(path) == []
+
+
+def test_what_is_closed_is_not_opened_again(path: Path) -> None:
+    """A thread that was started before a stop, and comes late."""
+    before = descriptors()
+    spool = spool_at(path)
+    spool.close()
+    with pytest.raises(DirectoryUnavailable, match="is closed"):
+        spool.open()
+    assert logs(path) == []
+    assert descriptors() == before
+
+
+def test_who_works_on_it_keeps_its_descriptors_to_the_end(path: Path) -> None:
+    """Else their numbers are another directory's by then, perhaps."""
+    before = descriptors()
+    spool = spool_at(path)
+    for number in range(5):
+        write(path, f"{number}.eml")
+    waiting, scanned = spool.entries({State.WAITING}), spool.scan()
+    found = {next(waiting).identity.name, next(waiting).identity.name}
+    names = {next(scanned)}
+    spool.close()
+    names |= set(scanned)
+    assert descriptors() > before, "the list goes on"
+    found |= {entry.identity.name for entry in waiting}
+    assert found == names == {b"%d.eml" % n for n in range(5)}
+    assert descriptors() == before
+    assert logs(path) == []
+
+
+def test_a_disposal_after_the_end_touches_nothing(path: Path) -> None:
+    spool = spool_at(path)
+    claimed = claim(spool, write(path))
+    place = spool.place
+    spool.close()
+    (answer,) = spool.dispose([PutBack(claimed)])
+    assert not answer.ok
+    assert "closed" in answer.error
+    assert names_in(path) == {"x.eml.lck"}
+    with pytest.raises(DirectoryUnavailable), place.in_use():
+        raise AssertionError

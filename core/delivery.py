@@ -69,9 +69,9 @@ from core.transport.smtp import OutgoingMail
 log = structlog.get_logger()
 
 _LAST_SECOND = 253_402_300_799  # of the year 9999: file systems know later ones
-READ_INLINE_BYTES = 1 << 18  # larger files are read in a thread
+READ_INLINE_BYTES = 1 << 16  # in a fraction of a millisecond; of larger ones the loop reads one between two polls
 KEPT_BYTES = 1 << 20  # a file up to this size stays in memory from the first look to the sending
-KEPT_BYTES_ALL = 32 << 20  # so much of those read in a thread at once; the rest is read twice
+KEPT_BYTES_ALL = 64 << 20  # so much of the larger ones at once; the rest is read twice, in threads as what is over it
 LARGE_AT_ONCE = 2  # one reads, one looks through what it read, with the interpreter: more only keep the loop from it
 
 
@@ -277,6 +277,7 @@ class Delivery:
         self._host_name = host_name
         self._limits = limits or Limits()
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
+        self._one_a_poll = asyncio.Lock()
         self._kept = 0  # octets of large files that are kept in memory
 
     # --- a message that waits ---
@@ -335,16 +336,22 @@ class Delivery:
             work.spool.put_back_now(claim)
 
     async def _read_large(self, spool: DirectorySpool, directory: Directory, opened: Opened) -> tuple[Prepared, int]:
-        """Read it in a thread; and how many octets of it are kept in memory, where there is room for them."""
-        async with self._large:
-            size = opened.size
-            kept = size if size <= KEPT_BYTES and self._kept + size <= KEPT_BYTES_ALL else 0
-            self._kept += kept
-            try:
-                return await asyncio.to_thread(self._read, spool, directory, opened, kept), kept
-            except BaseException:
-                self._kept -= kept
-                raise
+        """And how many octets of it are kept in memory, where there is room for them."""
+        size = opened.size
+        if size > KEPT_BYTES or self._kept + size > KEPT_BYTES_ALL:
+            async with self._large:
+                return await asyncio.to_thread(self._read, spool, directory, opened), 0
+        self._kept += size
+        try:
+            async with self._one_a_poll:
+                # two milliseconds at most: a thread that looks through it would keep the interpreter from the loop as
+                # long, at each of the loop's system calls
+                prepared = self._read(spool, directory, opened, size)
+                await asyncio.sleep(0)
+        except BaseException:
+            self._kept -= size
+            raise
+        return prepared, size
 
     def _let_go(self, work: _Work) -> None:
         """What it keeps in memory isn't needed any more."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from io import IncrementalNewlineDecoder
 from itertools import islice
 
 from core.domain.account import FromPolicy
@@ -22,15 +23,13 @@ from core.domain.encoded_word import encode_field
 from core.domain.header import Field, Header
 from core.errors import MessageRejected
 
+Octets = bytes | memoryview  # of content; a view of what is in memory saves a copy
 MAX_LINE_OCTETS = 998  # RFC 5322 section 2.1.1, without CRLF
 _WINDOW = MAX_LINE_OCTETS + 2
 _TERMINATOR = re.compile(rb"(?:(?<=[\r\n])|\A)\.(?:[\r\n][ \t\r\n]*+)?\Z")
 _BEFORE_WORDS = re.compile(rb"(?:[!-9;-~]++[ \t]*+:)?[ \t]*+")
 _BLANKS = re.compile(rb"[ \t]*+")
-_LONE_LF = re.compile(rb"\n(?<!\r\n)")
-_LONE_CR = re.compile(rb"\r(?!\n)")
 _DOT_LINE = re.compile(rb"\n\.")
-_LONE_CR_OR_DOT_LINE = re.compile(rb"\r(?!\n(?:[^.]|\Z))")
 _COMMA_FIELDS = (b"to", b"cc", b"from", b"reply-to", b"resent-to", b"resent-cc")
 _SIGNED_TYPE = re.compile(
     rb"\s*(?:multipart/(?:signed|encrypted)|application/(?:x-)?pkcs7-(?:mime|signature))\b", re.IGNORECASE
@@ -351,17 +350,13 @@ class BodyNormaliser:
 
 
 def _with_crlf(data: bytes) -> tuple[bytes, bool, bool]:
-    """`data` with CRLF line ends, whether it had them, and whether a dot follows one.
-
-    Each pattern begins with one octet, which is found fast (memchr); most mail needs to be looked through but twice.
-    """
-    if _LONE_LF.search(data) is None:
-        if _LONE_CR_OR_DOT_LINE.search(data) is None:
-            return data, True, False
-        if _LONE_CR.search(data) is None:
-            return data, True, True
-    data = to_crlf(data)
-    return data, False, _DOT_LINE.search(data) is not None
+    """`data` with CRLF line ends, whether it had them, and whether a dot follows one."""
+    ends = IncrementalNewlineDecoder(None, translate=False)
+    ends.decode(data.decode("latin-1"), final=True)  # one look at each octet tells of all kinds of line ends
+    canonical = ends.newlines is None or ends.newlines == "\r\n"
+    if not canonical:
+        data = to_crlf(data)
+    return data, canonical, b"." in data and _DOT_LINE.search(data) is not None
 
 
 def to_crlf(data: bytes) -> bytes:

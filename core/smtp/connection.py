@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 
+from core.domain.content import Octets
 from core.domain.reply import Phase
 from core.smtp.dialogue import Capabilities, Failure, FailureKind, Target, Transaction, TransactionResult
 from core.smtp.exchange import Exchange, Step
@@ -29,7 +30,7 @@ class _Sending:
 
     __slots__ = ("abandoned", "chunks", "error", "go_ahead", "waiter")
 
-    def __init__(self, waiter: asyncio.Future[TransactionResult], chunks: list[bytes] | None) -> None:
+    def __init__(self, waiter: asyncio.Future[TransactionResult], chunks: list[Octets] | None) -> None:
         self.waiter = waiter
         self.chunks = chunks  # of a small body
         self.go_ahead: asyncio.Future[None] | None = None  # of a streamed one
@@ -151,7 +152,7 @@ class Connection(Link):
             sending.chunks = None
         return exchange, sending
 
-    def _write_chunks(self, exchange: Exchange, chunks: list[bytes]) -> None:
+    def _write_chunks(self, exchange: Exchange, chunks: list[Octets]) -> None:
         for chunk in chunks[:-1]:
             self.protocol.content(exchange, chunk)
         self.protocol.end(exchange, chunks[-1] if chunks else b"")
@@ -186,7 +187,7 @@ class Connection(Link):
         body = exchange.transaction.body
         chunks = body.chunks()
         in_thread = body.size > THREAD_BODY_BYTES
-        held = b""
+        held: Octets = b""
         total = 0
         try:
             while True:
@@ -248,14 +249,14 @@ class Connection(Link):
             sending.go_ahead.set_result(None)
 
 
-def _whole(chunks: Iterator[bytes], size: int) -> list[bytes]:
+def _whole(chunks: Iterator[Octets], size: int) -> list[Octets]:
     """A small body, read to its end."""
     whole = [chunk for chunk in chunks if chunk]
     _check_size(sum(map(len, whole)), size)
     return whole
 
 
-def _next(chunks: Iterator[bytes]) -> bytes | None:
+def _next(chunks: Iterator[Octets]) -> Octets | None:
     return next(chunks, None)
 
 

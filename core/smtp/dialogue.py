@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from core.domain.account import AuthMethod, Security
+from core.domain.content import Octets
 from core.domain.reply import Phase, Reply
 
 
@@ -106,7 +107,7 @@ class BodyLike(Protocol):
     size: int
     dotless: bool
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[Octets]:
         """From the start, at most 256 KiB each."""
         ...
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections import deque
 from enum import StrEnum
 
+from core.domain.content import Octets
 from core.domain.reply import Reply
 from core.smtp.commands import mail_line, rcpt_line
 from core.smtp.dialogue import Capabilities, FailureKind, Transaction
@@ -60,7 +61,7 @@ class SmtpProtocol:
     def __init__(self) -> None:
         self.state = State.BANNER
         self.capabilities = Capabilities()
-        self.output: list[bytes] = []
+        self.output: list[Octets] = []
         self.error: ProtocolError | None = None  # why the state is CLOSED, where the server broke the protocol
         self.goodbye: Reply | None = None  # the 421 that closed
         self._answers_at_goodbye = 0
@@ -280,7 +281,7 @@ class SmtpProtocol:
         self._written += 1
         self.output.append(line)
 
-    def take_output(self) -> list[bytes]:
+    def take_output(self) -> list[Octets]:
         """What is to be sent now. From here on its commands may be answered."""
         output, self.output = self.output, []
         self._left = self._written
@@ -413,7 +414,7 @@ class SmtpProtocol:
 
     # --- the content --------------------------------------------------------------------------------------------------
 
-    def content(self, exchange: Exchange, chunk: bytes) -> None:
+    def content(self, exchange: Exchange, chunk: Octets) -> None:
         """Write some of the content that is not its end."""
         self._must_write(exchange)
         if exchange.chunked:
@@ -423,7 +424,7 @@ class SmtpProtocol:
         else:
             self._stuffer.stuff(chunk, self.output, dotless=exchange.transaction.body.dotless)
 
-    def end(self, exchange: Exchange, chunk: bytes) -> None:
+    def end(self, exchange: Exchange, chunk: Octets) -> None:
         """Write the last of the content and its end. The server may take responsibility from here on."""
         self._must_write(exchange)
         if exchange.chunked:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from core.domain.content import Octets
+
 _DOT_LINE = re.compile(rb"\n\.")  # three times as fast as `in`, which has no memchr for two octets
 
 
@@ -15,7 +17,7 @@ class DotStuffer:
     def __init__(self) -> None:
         self._at_line_start = True
 
-    def stuff(self, chunk: bytes, out: list[bytes], *, dotless: bool = False) -> None:
+    def stuff(self, chunk: Octets, out: list[Octets], *, dotless: bool = False) -> None:
         """Append the stuffed chunk to `out`. `dotless`: no line of the content starts with a dot."""
         if not chunk:
             return
@@ -26,7 +28,7 @@ class DotStuffer:
         if self._at_line_start and chunk[0] == 0x2E:
             out.append(b".")
         self._at_line_start = chunk[-1] == 0x0A
-        out.append(chunk.replace(b"\n.", b"\n..") if _DOT_LINE.search(chunk) else chunk)
+        out.append(bytes(chunk).replace(b"\n.", b"\n..") if _DOT_LINE.search(chunk) else chunk)
 
     def end(self) -> bytes:
         """The final dot, on a line of its own whatever came before it."""

@@ -21,6 +21,7 @@ from core.domain.content import (
     BodyFacts,
     BodyScanner,
     FromRewrite,
+    Octets,
     edit_header,
     encode_header,
     end_of_stuffed,
@@ -54,7 +55,7 @@ class FileBody:
     _head: bytes
     _pieces: _Pieces
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[Octets]:
         """From the start, at most 256 KiB each. Raises MessageChanged. May be called again."""
         kept = self._pieces.whole()
         if kept is None and self.dotless:
@@ -64,7 +65,7 @@ class FileBody:
                 yield self._head + kept
             else:
                 yield from _sliced(self._head)
-                yield from _sliced(kept)
+                yield from _sliced(memoryview(kept))
             self._file.check()
             return
         held = self._head
@@ -92,7 +93,7 @@ class _Pieces:
         return self._source.held if self._source.as_is else None
 
 
-def _sliced(data: bytes) -> Iterator[bytes]:
+def _sliced(data: Octets) -> Iterator[Octets]:
     if len(data) <= CHUNK_OCTETS:
         if data:
             yield data
@@ -276,12 +277,16 @@ def prepare(
     MessageChanged, MessageUnreadable.
     """
     file = MessageFile(fd, size, mtime_ns)
-    whole = file.read_all() if size <= max(keep_octets, CHUNK_OCTETS) else None
+    whole = file.read_all() if size <= _FIRST_READ else None
     data, layout = _read_header(file, whole, max_header_bytes)
     header = split_header(data[layout.start : layout.end])
-    refuse_django_file(file, whole, header)
-    held = None if whole is None else data[layout.body :]
+    held = None
+    if whole is not None:
+        held = data[layout.body :]
+    elif size <= max(keep_octets, CHUNK_OCTETS):
+        held = file.read_rest(layout.body)  # not cut from the whole: a copy takes as long as the read
     del data, whole
+    refuse_django_file(file, held, header)
     source = BodySource(file, layout.body, size, held, size=0, unstuff=False, as_is=False)
     refuse_rails_file(source, header, name)
     envelope = envelope_of(header, max_recipients=max_recipients)

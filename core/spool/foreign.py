@@ -15,10 +15,14 @@ _RAILS_NEXT = re.compile(
 )
 
 
-def refuse_django_file(file: MessageFile, whole: bytes | None, header: Header) -> None:
-    """A file that several mails are appended to can't be taken apart safely: left, with the reason."""
+def refuse_django_file(file: MessageFile, body: bytes | None, header: Header) -> None:
+    """A file that several mails are appended to can't be taken apart safely: left, with the reason.
+
+    `body`: all behind the header, where that is in memory.
+    """
     at = max(0, file.size - len(_DASHES))
-    tail = whole[at:] if whole is not None else file.read(at, file.size - at)
+    at_hand = body is not None and len(body) >= len(_DASHES)
+    tail = body[-len(_DASHES) :] if body is not None and at_hand else file.read(at, file.size - at)
     if tail == _DASHES and b"mime-version" in header.by_name:
         raise MessageRefused(
             "this is a log of Django's file backend (mails with lines of 79 dashes between them, no Bcc), not a mail",

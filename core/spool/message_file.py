@@ -36,10 +36,15 @@ class MessageFile:
 
     def read_all(self) -> bytes:
         """All of it, and nothing behind it."""
-        data = self._pread(0, self.size + 1)
-        if len(data) < self.size:
-            data += self.read(len(data), self.size - len(data))
-        if len(data) > self.size:
+        return self.read_rest(0)
+
+    def read_rest(self, offset: int) -> bytes:
+        """All from `offset` on, and nothing behind it."""
+        size = self.size - offset
+        data = self._pread(offset, size + 1)
+        if len(data) < size:
+            data += self.read(offset + len(data), size - len(data))
+        if len(data) > size:
             raise MessageChanged(f"the file is longer than the {self.size} octets it had")
         return data
 

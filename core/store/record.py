@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -126,7 +127,9 @@ class _Group:
     """Rows of one group, gathered and then written with one statement a table."""
 
     def __init__(self, connection: sa.Connection, now: float, clean: Callable[[tuple[Any, ...]], tuple[Any, ...]]):
-        self._connection = connection
+        driver = connection.connection.driver_connection  # SQLAlchemy's way to it costs more than the statement
+        assert isinstance(driver, sqlite3.Connection)
+        self._driver = driver
         self._now = to_database(now)
         self._clean = clean
         self._messages: list[tuple[Any, ...]] = []
@@ -137,7 +140,7 @@ class _Group:
         self._usage: dict[tuple[str, int], list[int]] = {}
 
     def write(self, entries: Sequence[Entry]) -> None:
-        one = self._connection.exec_driver_sql
+        one = self._driver.execute
         names = json.dumps([self._clean((entry.message_id,))[0] for entry in entries])
         known = {name: (number, bool(folded)) for name, number, folded in one(_KNOWN, (names,))}
         newest: dict[int, dict[str, _Known]] = {}
@@ -148,8 +151,8 @@ class _Group:
                 newest.setdefault(message, {})[address] = _Known(*columns)
             for message, attempt, started_at in one(_TOLD, (numbers,)):
                 told.setdefault(message, {})[started_at] = attempt
-        next_message = (one("SELECT max(id) FROM message").scalar() or 0) + 1
-        self._next_recipient = max(self._now, (one("SELECT max(id) FROM recipient").scalar() or 0) + 1)
+        next_message = _highest(one("SELECT max(id) FROM message")) + 1
+        self._next_recipient = max(self._now, _highest(one("SELECT max(id) FROM recipient")) + 1)
         for entry in entries:
             found = known.get(self._clean((entry.message_id,))[0])
             if found is None:
@@ -174,7 +177,7 @@ class _Group:
     def _many(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         rows = [self._clean(row) for row in rows] if self._clean is not _as_is else rows
         if rows:
-            self._connection.exec_driver_sql(statement, rows)
+            self._driver.executemany(statement, rows)
 
     def _insert(self, statement: str, rows: list[tuple[Any, ...]]) -> None:
         """Many rows a call: at each, the interpreter is let go of, and the event loop that took it waited for."""
@@ -183,7 +186,7 @@ class _Group:
         for size in _ROWS_AT_ONCE:
             while len(rows) - done >= size:
                 values = tuple(itertools.chain.from_iterable(rows[done : done + size]))
-                self._connection.exec_driver_sql(_for_rows(statement, size), values)
+                self._driver.execute(_for_rows(statement, size), values)
                 done += size
 
     def _new_message(self, number: int, entry: Entry) -> None:
@@ -399,6 +402,11 @@ def _for_rows(statement: str, rows: int) -> str:
     """The insertion of one row as that of so many; few sizes, so that SQLite has each of them ready."""
     head, values, row = statement.partition("VALUES ")
     return head + values + ",".join([row] * rows)
+
+
+def _highest(found: sqlite3.Cursor) -> int:
+    (highest,) = found.fetchone()
+    return highest or 0
 
 
 def _cut(text: str | None, limit: int) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from core.domain.content import Octets
 from core.domain.envelope import Recipient
 from core.domain.outcome import AccountFault, Attempt, RecipientOutcome
 
@@ -40,7 +41,7 @@ class Body(Protocol):
     size: int  # octets, exact
     dotless: bool  # it is known that no line starts with a dot
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Iterator[Octets]:
         """From the start, at most 256 KiB each. May be called again. Raises MessageChanged."""
         ...
 

@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterator
 
 from core.domain.address import AddressError, parse_mailbox
 from core.domain.address_list import parse_address_list
-from core.domain.content import BodyNormaliser, BodyScanner, edit_header, encode_header, fold_header, has_long_line
+from core.domain.content import (
+    BodyNormaliser,
+    BodyScanner,
+    Octets,
+    edit_header,
+    encode_header,
+    fold_header,
+    has_long_line,
+)
 from core.domain.encoded_word import decode_words
 from core.domain.envelope import envelope_of
 from core.domain.header import find_header, split_header
@@ -117,7 +125,8 @@ def body(data: bytes) -> None:
     assert facts.lone_dot_lines == sum(line == b"." for line in lines)
     assert facts.double_dot_lines == sum(line.startswith(b"..") for line in lines)
     assert (facts.has_nul, facts.eight_bit) == (b"\0" in data, not data.isascii())
-    stuffer, stuffed = DotStuffer(), [b""]
+    stuffer = DotStuffer()
+    stuffed: list[Octets] = []
     for piece in _cut(data):
         stuffer.stuff(piece, stuffed)
     assert b"\r\n.\r\n" not in b"\r\n" + b"".join(stuffed)

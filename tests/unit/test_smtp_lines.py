@@ -74,7 +74,7 @@ def test_stuffed_then_unstuffed_is_the_same_however_it_is_cut(parts: list[bytes]
     cuts = sorted(data.draw(st.lists(st.integers(0, len(body)), max_size=6)))
     edges = [0, *cuts, len(body)]
     stuffer = DotStuffer()
-    out: list[bytes] = []
+    out: list[bytes | memoryview] = []
     for a, b in itertools.pairwise(edges):
         stuffer.stuff(body[a:b], out)
     out.append(stuffer.end())
@@ -85,7 +85,7 @@ def test_stuffed_then_unstuffed_is_the_same_however_it_is_cut(parts: list[bytes]
 
 def test_a_chunk_without_a_dot_at_a_line_start_is_not_copied() -> None:
     chunk = b"no dot here\r\n" * 10
-    out: list[bytes] = []
+    out: list[bytes | memoryview] = []
     DotStuffer().stuff(chunk, out)
     assert out[0] is chunk
 

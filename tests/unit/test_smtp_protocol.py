@@ -27,7 +27,7 @@ class Wired(SmtpProtocol):
         self.left: list[bytes] = []
 
     def receive(self, data: bytes) -> list[Event]:
-        self.left += self.take_output()
+        self.left += map(bytes, self.take_output())
         return super().receive(data)
 
 

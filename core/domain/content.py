@@ -26,6 +26,7 @@ from core.errors import MessageRejected
 Octets = bytes | memoryview  # of content; a view of what is in memory saves a copy
 MAX_LINE_OCTETS = 998  # RFC 5322 section 2.1.1, without CRLF
 _WINDOW = MAX_LINE_OCTETS + 2
+_PIECE_OCTETS = 65_536  # a copy of so much stays in the processor's cache, and takes no new pages
 _TERMINATOR = re.compile(rb"(?:(?<=[\r\n])|\A)\.(?:[\r\n][ \t\r\n]*+)?\Z")
 _BEFORE_WORDS = re.compile(rb"(?:[!-9;-~]++[ \t]*+:)?[ \t]*+")
 _BLANKS = re.compile(rb"[ \t]*+")
@@ -351,8 +352,11 @@ class BodyNormaliser:
 
 def _with_crlf(data: bytes) -> tuple[bytes, bool, bool]:
     """`data` with CRLF line ends, whether it had them, and whether a dot follows one."""
-    ends = IncrementalNewlineDecoder(None, translate=False)
-    ends.decode(data.decode("latin-1"), final=True)  # one look at each octet tells of all kinds of line ends
+    ends = IncrementalNewlineDecoder(None, translate=False)  # one look at each octet tells of all kinds of line ends
+    view = memoryview(data)
+    for at in range(0, len(data), _PIECE_OCTETS):
+        ends.decode(str(view[at : at + _PIECE_OCTETS], "latin-1"))
+    ends.decode("", final=True)
     canonical = ends.newlines is None or ends.newlines == "\r\n"
     if not canonical:
         data = to_crlf(data)

@@ -9,6 +9,8 @@ take the same way out.
 
 from __future__ import annotations
 
+import asyncio
+import atexit
 import json
 import logging
 import re
@@ -45,7 +47,8 @@ def configure_logs(
 ) -> None:
     """Set structlog and the standard library's logging up. May be called again; the last call counts.
 
-    `final`: it won't be, so loggers may keep what they find at their first use, which is faster.
+    `final`: it won't be. So loggers may keep what they find at their first use, and lines of one turn of the event
+    loop that tell of no trouble are written together; both are faster.
     """
     out = stream if stream is not None else sys.stderr
     console = log_format == "console" or (log_format == "auto" and out.isatty())
@@ -63,7 +66,7 @@ def configure_logs(
     structlog.configure(
         processors=[line],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=_Lines(out),
+        logger_factory=(_GatheredLines if final else _Lines)(out),
         cache_logger_on_first_use=final,
     )
     handler = _StandardLibrary(out, [line])
@@ -200,19 +203,55 @@ class _Lines:
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lock = threading.Lock()
+        self._gathered: list[str] = []
 
     def __call__(self, *_args: Any) -> _Lines:
         return self
 
     def msg(self, line: str) -> None:
+        """Write it, behind all that was said before."""
+        with self._lock:
+            self._gathered.append(line)
+            self._write()
+
+    debug = info = warning = error = critical = exception = log = fatal = warn = msg
+
+    def _write(self) -> None:
+        lines, self._gathered = self._gathered, []
+        if not lines:
+            return
         try:
-            with self._lock:
-                self._out.write(line + "\n")
-                self._out.flush()
+            self._out.write("\n".join((*lines, "")))
+            self._out.flush()
         except (OSError, ValueError):  # no reader, no room, closed: the line is lost, the mail is not
             return
 
-    debug = info = warning = error = critical = exception = log = fatal = warn = msg
+
+class _GatheredLines(_Lines):
+    """What is said below a warning in one turn of an event loop is one write, at the turn's end."""
+
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(out)
+        atexit.register(self._flush)
+
+    def info(self, line: str) -> None:
+        """Gather it."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # a thread without one
+            self.msg(line)
+            return
+        with self._lock:
+            self._gathered.append(line)
+            first = len(self._gathered) == 1
+        if first:
+            loop.call_soon(self._flush)
+
+    debug = info
+
+    def _flush(self) -> None:
+        with self._lock:
+            self._write()
 
 
 class _StandardLibrary(logging.Handler):

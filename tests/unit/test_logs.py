@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Literal
 
@@ -133,3 +136,76 @@ def test_a_bad_log_call_or_a_broken_pipe_harms_nobody(out: io.StringIO) -> None:
 
 def test_escape_leaves_text_alone() -> None:
     assert escape("Grüße\tan 株式会社") == "Grüße\tan 株式会社"
+
+
+class Writes(io.StringIO):
+    """Counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def write(self, text: str) -> int:
+        self.count += 1
+        return super().write(text)
+
+
+async def test_what_is_said_in_one_turn_of_the_loop_is_one_write(out: io.StringIO) -> None:
+    writes = Writes()
+    configure_logs(log_format="json", stream=writes, final=True)
+    log = structlog.get_logger()
+    for number in range(3):
+        log.info("sent", number=number)
+    assert events(writes) == []
+    await asyncio.sleep(0)
+    assert [event["number"] for event in events(writes)] == [0, 1, 2]
+    assert writes.count == 1
+
+
+async def test_trouble_is_written_at_once_behind_what_was_said_before(out: io.StringIO) -> None:
+    writes = Writes()
+    configure_logs(log_format="json", stream=writes, final=True)
+    log = structlog.get_logger()
+    log.info("sent")
+    log.warning("deferred")
+    assert [event["event"] for event in events(writes)] == ["sent", "deferred"]
+    await asyncio.sleep(0)
+    assert len(events(writes)) == 2
+
+
+async def test_threads_and_the_loop_lose_no_line_of_one_another(out: io.StringIO) -> None:
+    writes = Writes()
+    configure_logs(log_format="json", stream=writes, final=True)
+    log = structlog.get_logger()
+
+    def other() -> None:
+        for number in range(2000):
+            log.info("thread", number=number)
+
+    thread = asyncio.to_thread(other)
+    task = asyncio.get_running_loop().create_task(thread)
+    for number in range(2000):
+        log.info("loop", number=number)
+        if number % 7 == 0:
+            await asyncio.sleep(0)
+    await task
+    await asyncio.sleep(0)
+    for who in ("thread", "loop"):
+        assert [event["number"] for event in events(writes) if event["event"] == who] == list(range(2000))
+
+
+def test_without_a_loop_each_line_is_written_at_once(out: io.StringIO) -> None:
+    configure_logs(log_format="json", stream=out, final=True)
+    structlog.get_logger().info("ready")
+    assert [event["event"] for event in events(out)] == ["ready"]
+
+
+def test_what_the_end_of_the_process_finds_is_written() -> None:
+    program = (
+        "import asyncio, structlog; from core.logs import configure_logs\n"
+        "configure_logs(log_format='json', final=True)\n"
+        "async def last(): structlog.get_logger().info('stopped'); asyncio.get_running_loop().stop()\n"
+        "loop = asyncio.new_event_loop(); loop.create_task(last()); loop.run_forever()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(ended.stderr)["event"] == "stopped"

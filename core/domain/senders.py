@@ -67,6 +67,12 @@ class SendAs:
         """Whether mail of this sender may go through it; that of the null sender ("") goes everywhere."""
         return not key or not self.senders or self._name(self.own or key)
 
+    def allows_some(self, entry: str) -> bool:
+        """Whether a sender that the entry (an address or an @domain, `sender_entry`) names may go through it."""
+        if not entry.startswith("@") or not self.senders or self.own is not None:
+            return self.allows(entry)
+        return any(domain_of(own) == entry for own in self.senders)
+
     def _name(self, key: str) -> bool:
         return key in self.senders or domain_of(key) in self.senders
 

@@ -17,6 +17,7 @@ from core.domain.account import Account
 from core.domain.clock import Clock
 from core.domain.oauth import MANY_LINES, outside_of, without_secrets
 from core.domain.presets import defaults_of
+from core.domain.senders import send_as
 from core.errors import (
     AlreadyExists,
     CheckFailed,
@@ -35,11 +36,14 @@ from core.runtime.paging import page_of
 from core.runtime.quotas import Quotas
 from core.runtime.saving import TRIES, too_busy, with_defaults
 from core.runtime.secret_sources import SecretSources
+from core.runtime.sender_rules import stranded
 from core.runtime.views import AccountView, Actor, CheckView, Page, PauseView, UsageView
 from core.settings import Settings
-from core.store import accounts, usage
+from core.store import accounts, sender_routes, usage
 from core.store.accounts import AccountRecord, Password
 from core.store.store import Store
+
+_SHOWN_SENDERS = 3  # in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +301,7 @@ class Accounts:
             present = accounts.get(session, self._store.secrets, account.name)
             if present.version != before.version:
                 return None
+            self._check_routes(session, account)
             record = accounts.change(
                 session,
                 self._store.secrets,
@@ -321,6 +326,19 @@ class Accounts:
             await self._apply(account.name)
             view = replace(view, pause=self._pause(account.name))
         return Saved(await self._looked_up(view), check=found)
+
+    def _check_routes(self, session: Session, account: Account) -> None:
+        """No sender route is left without an account that may send as its senders, unless one was before."""
+        routes = sender_routes.load(session)
+        before = accounts.senders(session, self._store.secrets)
+        after = before | {account.name: send_as(account)}
+        left = set(stranded(routes, after)) - set(stranded(routes, before))
+        if left:
+            texts = ", ".join(repr(text) for _, _, text in sorted(left)[:_SHOWN_SENDERS])
+            raise InvalidSettings(
+                [FieldError("/senders", "conflict", f"no account of a sender route may send as {texts} any more")],
+                remedy="change `sender_routes` (PATCH /settings) first, or another account of the route",
+            )
 
     async def _checked(self, account: Account) -> CheckView:
         found = await self._checks.account(account)

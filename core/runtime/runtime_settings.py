@@ -15,9 +15,8 @@ from core.runtime.audit import Audit, difference
 from core.runtime.sender_rules import sender_route_rules
 from core.runtime.views import Actor, RuntimeSettingsView
 from core.settings import Settings
-from core.store import sender_routes
+from core.store import accounts, sender_routes
 from core.store import settings as rows
-from core.store.accounts import check_version
 from core.store.store import Store
 
 VERSION_KEY = "store.settings_version"
@@ -47,11 +46,11 @@ class RuntimeSettings:
 
         def write(session: Session) -> RuntimeSettingsView:
             nonlocal changed
-            check_version(rows.get(session, VERSION_KEY) or 1, if_match)
+            accounts.check_version(rows.get(session, VERSION_KEY) or 1, if_match)
             before = rows.load(session)
             wanted = {k: rows.DEFAULTS[k] if v is None else v for k, v in changes.items()}
             if sender_routes.KEY in wanted:
-                _check_routes(session, sender_routes.of_stored(wanted[sender_routes.KEY]))
+                self._check_routes(session, sender_routes.of_stored(wanted[sender_routes.KEY]))
             after = rows.change(session, wanted)
             changed = before != after
             if changed:
@@ -64,6 +63,15 @@ class RuntimeSettings:
             await self._apply()
         return view
 
+    def _check_routes(self, session: Session, routes: Sequence[SenderRoute]) -> None:
+        unknown = sender_routes.unknown_accounts(session, routes)
+        errors = sender_route_rules(routes, unknown, accounts.senders(session, self._store.secrets))
+        if errors:
+            raise InvalidSettings(
+                errors,
+                remedy="GET /accounts lists accounts and their senders; a sender is an address or an @domain",
+            )
+
     def _view(self, session: Session) -> RuntimeSettingsView:
         present = rows.load(session)
         return RuntimeSettingsView(
@@ -72,12 +80,6 @@ class RuntimeSettings:
             sender_routes=sender_routes.of_stored(present[sender_routes.KEY]),
             read_only={name: _shown(getattr(self._settings, name)) for name in type(self._settings).model_fields},
         )
-
-
-def _check_routes(session: Session, routes: Sequence[SenderRoute]) -> None:
-    errors = sender_route_rules(routes, sender_routes.unknown_accounts(session, routes))
-    if errors:
-        raise InvalidSettings(errors, remedy="GET /accounts lists the accounts; a sender is an address or an @domain")
 
 
 def _shown(value: object) -> object:

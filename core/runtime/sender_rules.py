@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from core.domain.account import SenderRoute
 from core.domain.address import AddressError
-from core.domain.senders import sender_entry
+from core.domain.senders import SendAs, sender_entry
 from core.errors import FieldError
 
 
@@ -29,8 +29,10 @@ def sender_rules(senders: Sequence[str], pointer: str) -> list[FieldError]:
     return errors
 
 
-def sender_route_rules(routes: Sequence[SenderRoute], unknown: Collection[str]) -> list[FieldError]:
-    """Of all routes; `unknown`: accounts that there aren't. Pure."""
+def sender_route_rules(
+    routes: Sequence[SenderRoute], unknown: Collection[str], accounts: Mapping[str, SendAs]
+) -> list[FieldError]:
+    """Of all routes; `unknown`: accounts that there aren't; `accounts`: what the others may send as. Pure."""
     errors: list[FieldError] = []
     owner: dict[str, int] = {}
     for number, route in enumerate(routes):
@@ -48,4 +50,20 @@ def sender_route_rules(routes: Sequence[SenderRoute], unknown: Collection[str]) 
                 errors.append(FieldError(at, "unknown_account", f"there is no account {name!r}"))
             elif name in route.accounts[:position]:
                 errors.append(FieldError(at, "twice", f"{name!r} is named before"))
+    if not errors:
+        for number, position, text in stranded(routes, accounts):
+            detail = f"no account of the route may send as {text!r}"
+            errors.append(FieldError(f"/sender_routes/{number}/senders/{position}", "conflict", detail))
     return errors
+
+
+def stranded(routes: Sequence[SenderRoute], accounts: Mapping[str, SendAs]) -> Iterator[tuple[int, int, str]]:
+    """Senders of routes whose mail none of the route's accounts may send: number of the route, position, text. Pure.
+
+    It would go to badmail, all of it.
+    """
+    for number, route in enumerate(routes):
+        for position, text in enumerate(route.senders):
+            entry = sender_entry(text)
+            if not any(accounts[name].allows_some(entry) for name in route.accounts):
+                yield number, position, text

@@ -23,6 +23,7 @@ from core.domain.account import (
 from core.domain.oauth import SECRETS, without_secrets
 from core.domain.outcome import Blame
 from core.domain.reply import Phase
+from core.domain.senders import SendAs, send_as
 from core.errors import AlreadyExists, InUse, NotFound, PreconditionFailed
 from core.store import outside_tokens, sender_routes
 from core.store.epoch import from_database, optional_from_database, to_database
@@ -85,6 +86,11 @@ class AccountRecord:
 def load(session: Session, secrets: Secrets) -> list[AccountRecord]:
     """All of them, by name."""
     return [_record(row, secrets) for row in session.exec(select(AccountRow).order_by(AccountRow.name))]
+
+
+def senders(session: Session, secrets: Secrets) -> dict[str, SendAs]:
+    """What each account, by its name, may send as."""
+    return {record.account.name: send_as(record.account) for record in load(session, secrets)}
 
 
 def get(session: Session, secrets: Secrets, name: str) -> AccountRecord:

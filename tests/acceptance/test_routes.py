@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlmodel import Session
 
 from core.domain.account import Account, Directory, FromPolicy
+from core.store.tables import AccountRow
 from tests.support.command import mpu
 from tests.support.relay import Bench, account, running, until
 from tests.support.smtp_server import Script, SmtpServer
@@ -286,13 +288,52 @@ async def test_mail_with_a_route_goes_where_none_of_the_directorys_accounts_can_
 
 
 async def test_an_accounts_senders_hold_on_a_sender_route_too(tmp_path: Path) -> None:
-    strict = {"strict": {"senders": ("@b.example",)}}
+    strict = {"strict": {"senders": ("ann@a.example",)}}
     async with place(tmp_path, {"main": None, "strict": None}, accounts=strict) as here:
         await here.patch("/settings", sender_routes=[{"senders": ["@a.example"], "accounts": ["strict"]}])
         here.bench.drop("x.eml", mail("jo@a.example"))
         await here.bench.drain()
         assert await here.bench.history() == {"jo@example.org": "failed"}
         assert here.sent() == {"main": 0, "strict": 0}
+
+
+async def test_a_route_that_none_of_its_accounts_may_serve_is_refused(tmp_path: Path) -> None:
+    """All mail of its senders would go to badmail."""
+    limits: dict[str, dict[str, Any]] = {
+        "strict": {"senders": ("ann@a.example", "@b.example")},
+        "own": {"from_address": "own@c.example", "from_policy": FromPolicy.REPLACE, "senders": ("own@c.example",)},
+    }
+    async with place(tmp_path, {"main": None, "strict": None, "own": None}, accounts=limits) as here:
+        wrong = [
+            {"senders": ["jo@a.example", "@d.example", "@a.example", "Ann@A.example"], "accounts": ["strict"]},
+            {"senders": ["jo@e.example"], "accounts": ["strict", "own"]},
+        ]
+        refused = {f"/sender_routes/0/senders/{n}": "conflict" for n in (0, 1)}
+        assert await here.refused("/settings", sender_routes=wrong) == refused, "`own` sends for anybody, as itself"
+        routes = [{"senders": ["@a.example", "jo@b.example"], "accounts": ["strict"]}]
+        await here.patch("/settings", sender_routes=routes)
+        for left in (["@b.example"], ["ann@a.example"]):
+            assert await here.refused("/accounts/strict", senders=left) == {"/senders": "conflict"}
+        other = {"from_address": "own@c.example", "from_policy": "replace", "senders": ["own@c.example"]}
+        await here.patch("/accounts/strict", **other)
+        await here.patch("/accounts/strict", senders=[])
+        assert await here.refused("/accounts/strict", senders=["@c.example"], from_policy="keep") == {
+            "/senders": "conflict"
+        }
+
+
+async def test_an_account_may_be_changed_beside_a_route_that_was_wrong_before(tmp_path: Path) -> None:
+    async with place(tmp_path, {"main": None, "spare": None}) as here:
+        await here.patch("/settings", sender_routes=[{"senders": ["@a.example"], "accounts": ["spare"]}])
+
+        def as_an_earlier_version_did(session: Session) -> None:
+            row = session.get(AccountRow, "spare")
+            assert row is not None
+            row.senders = ["@b.example"]
+
+        await here.bench.relay.store.write(as_an_earlier_version_did)
+        await here.patch("/accounts/spare", max_connections=3)
+        await here.patch("/accounts/spare", senders=[])
 
 
 async def test_sender_routes_are_checked_audited_kept_and_hold_their_accounts(tmp_path: Path) -> None:

@@ -175,13 +175,6 @@ class Ledger(Protocol):
     def settle(self, entry: Entry) -> Awaitable[object]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Bounds of one delivery."""
-
-    max_header_bytes: int = 16 << 20
-
-
 @dataclass(slots=True)  # one a message (core/domain)
 class Delivered:
     """What came of one message. `outcome` None: it wasn't claimed, for `blocked`'s reason, or put back uncounted."""
@@ -268,14 +261,14 @@ class Delivery:
         clock: Clock,
         chance: Callable[[], float],
         host_name: str,
-        limits: Limits | None = None,
+        max_header_bytes: int = 16 << 20,
     ) -> None:
         self._outlets = outlets
         self._ledger = ledger
         self._clock = clock
         self._chance = chance
         self._host_name = host_name
-        self._limits = limits or Limits()
+        self._max_header_bytes = max_header_bytes
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._one_a_poll = asyncio.Lock()
         self._kept = 0  # octets of large files that are kept in memory
@@ -367,7 +360,7 @@ class Delivery:
             mtime_ns=identity.mtime_ns,
             dot_stuffing=directory.dot_stuffing,
             proven=spool.proven(),
-            max_header_bytes=self._limits.max_header_bytes,
+            max_header_bytes=self._max_header_bytes,
             max_recipients=directory.max_recipients,
             name=identity.name,
             keep_octets=keep_octets,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from core.cycle import Blocks, Cycle
-from core.delivery import Delivered, Delivery, Limits
+from core.delivery import Delivered, Delivery
 from core.domain.account import Account, Directory, SenderRoute
 from core.domain.circuit import Pause
 from core.domain.clock import Clock
@@ -112,7 +112,7 @@ async def process(
             clock=clock,
             chance=random.random,
             host_name=socket.getfqdn(),
-            limits=Limits(settings.max_header_bytes),
+            max_header_bytes=settings.max_header_bytes,
         ),
         outlets,
         clock=clock,

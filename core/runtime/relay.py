@@ -22,7 +22,7 @@ import structlog
 from sqlmodel import Session
 
 from core.cycle import Report
-from core.delivery import Delivered, Delivery, Limits
+from core.delivery import Delivered, Delivery
 from core.domain.account import Directory
 from core.domain.circuit import Pause, PausedBy
 from core.domain.clock import Clock
@@ -203,7 +203,7 @@ class Relay:
             clock=clock,
             chance=self._chance,
             host_name=self.host_name,
-            limits=Limits(max_header_bytes=settings.max_header_bytes),
+            max_header_bytes=settings.max_header_bytes,
         )
         self.watcher = Watcher(
             lambda directory, name: self.inlets.on_name(directory, name),

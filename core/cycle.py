@@ -208,6 +208,7 @@ class Cycle:
         self._scan_batch = scan_batch
         self._on_delivered = on_delivered
         self._working: dict[bytes, asyncio.Task[Delivered | None]] = {}
+        self._scanning: set[_Run] = set()
         self._came: set[bytes] = set()  # names that an event told of while they were worked on
         self._later: list[tuple[float, bytes]] = []  # monotonic time, name
         self._later_at: dict[bytes, float] = {}  # the one that counts, where a name is there more than once
@@ -315,13 +316,17 @@ class Cycle:
         for name, task in self._working.items():
             run.follow(name, task)  # what an event brought just before belongs to it
         seen: set[bytes] | None = set() if self.problems or self.writing or self.blocked else None
-        async for name in _threaded(self.spool.scan(), self._scan_batch):
-            if ended():
-                break
-            if seen is not None:
-                seen.add(name)
-            if name not in run.returned:
-                await self._work_on(name, run, ended)
+        self._scanning.add(run)
+        try:
+            async for name in _threaded(self.spool.scan(), self._scan_batch):
+                if ended():
+                    break
+                if seen is not None:
+                    seen.add(name)
+                if name not in run.returned:
+                    await self._work_on(name, run, ended)
+        finally:
+            self._scanning.discard(run)
         await self._work_off_later(run, ended, self._clock.monotonic() + linger_seconds)
         if seen is not None and not ended():
             self._forget(seen)
@@ -472,6 +477,8 @@ class Cycle:
         task = asyncio.get_running_loop().create_task(self._one(name, event_seen=event_seen))
         self._working[name] = task
         self._unsettled += 1
+        for run in self._scanning:  # an event was faster than its scan, which finds it claimed
+            run.follow(name, task)
         return task
 
     async def _one(self, name: bytes, *, event_seen: bool) -> Delivered | None:

@@ -41,6 +41,7 @@ from core.domain.routing import (
 )
 from core.domain.sidecar import Sidecar
 from core.errors import (
+    DirectoryUnavailable,
     MessageChanged,
     MessageRejected,
     RelayError,
@@ -48,7 +49,7 @@ from core.errors import (
     StorageBroken,
     StorageFull,
 )
-from core.spool.body import Prepared, prepare
+from core.spool.body import Prepared, Read, judge, read_message
 from core.spool.directory import (
     Claim,
     Delete,
@@ -69,10 +70,10 @@ from core.transport.smtp import OutgoingMail
 log = structlog.get_logger()
 
 _LAST_SECOND = 253_402_300_799  # of the year 9999: file systems know later ones
-READ_INLINE_BYTES = 1 << 16  # in a fraction of a millisecond; of larger ones the loop reads one between two polls
+READ_INLINE_BYTES = 1 << 16  # larger files are read in a thread
 KEPT_BYTES = 1 << 20  # a file up to this size stays in memory from the first look to the sending
-KEPT_BYTES_ALL = 64 << 20  # so much of the larger ones at once; the rest is read twice, in threads as what is over it
-LARGE_AT_ONCE = 2  # one reads, one looks through what it read, with the interpreter: more only keep the loop from it
+KEPT_BYTES_ALL = 64 << 20  # so much of those read in a thread at once; the rest is read twice
+LARGE_AT_ONCE = 2  # one is read, one looked through, with the interpreter: more only keep the loop from it
 
 
 class Quota(Protocol):
@@ -270,7 +271,6 @@ class Delivery:
         self._host_name = host_name
         self._max_header_bytes = max_header_bytes
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
-        self._one_a_poll = asyncio.Lock()
         self._kept = 0  # octets of large files that are kept in memory
 
     # --- a message that waits ---
@@ -329,22 +329,20 @@ class Delivery:
             work.spool.put_back_now(claim)
 
     async def _read_large(self, spool: DirectorySpool, directory: Directory, opened: Opened) -> tuple[Prepared, int]:
-        """And how many octets of it are kept in memory, where there is room for them."""
+        """What it is, and how many octets of it are kept in memory, where there is room for them."""
         size = opened.size
-        if size > KEPT_BYTES or self._kept + size > KEPT_BYTES_ALL:
-            async with self._large:
-                return await asyncio.to_thread(self._read, spool, directory, opened), 0
-        self._kept += size
+        kept = size if size <= KEPT_BYTES and self._kept + size <= KEPT_BYTES_ALL else 0
+        self._kept += kept
         try:
-            async with self._one_a_poll:
-                # two milliseconds at most: a thread that looks through it would keep the interpreter from the loop as
-                # long, at each of the loop's system calls
-                prepared = self._read(spool, directory, opened, size)
-                await asyncio.sleep(0)
+            async with self._large:
+                read = await asyncio.to_thread(self._octets, opened, kept)  # however slow its file system is
+                if read.quick:
+                    # a thread would keep the interpreter from the loop as long, and at each of its system calls
+                    return self._judged(spool, directory, opened, read), kept
+                return await asyncio.to_thread(self._judged, spool, directory, opened, read), kept
         except BaseException:
-            self._kept -= size
+            self._kept -= kept
             raise
-        return prepared, size
 
     def _let_go(self, work: _Work) -> None:
         """What it keeps in memory isn't needed any more."""
@@ -352,21 +350,28 @@ class Delivery:
         self._kept -= work.kept
         work.kept = 0
 
-    def _read(self, spool: DirectorySpool, directory: Directory, opened: Opened, keep_octets: int = 0) -> Prepared:
-        identity = opened.identity
-        prepared = prepare(
+    def _read(self, spool: DirectorySpool, directory: Directory, opened: Opened) -> Prepared:
+        return self._judged(spool, directory, opened, self._octets(opened, READ_INLINE_BYTES))
+
+    def _octets(self, opened: Opened, keep_octets: int) -> Read:
+        return read_message(
             opened.fd,
-            size=identity.size,
-            mtime_ns=identity.mtime_ns,
-            dot_stuffing=directory.dot_stuffing,
-            proven=spool.proven(),
+            size=opened.identity.size,
+            mtime_ns=opened.identity.mtime_ns,
             max_header_bytes=self._max_header_bytes,
-            max_recipients=directory.max_recipients,
-            name=identity.name,
             keep_octets=keep_octets,
         )
+
+    def _judged(self, spool: DirectorySpool, directory: Directory, opened: Opened, read: Read) -> Prepared:
+        prepared = judge(
+            read,
+            dot_stuffing=directory.dot_stuffing,
+            proven=spool.proven(),
+            max_recipients=directory.max_recipients,
+            name=opened.identity.name,
+        )
         if prepared.dot_proof is not None:
-            with contextlib.suppress(StorageFull):  # the next such file proves it again
+            with contextlib.suppress(StorageFull, DirectoryUnavailable):  # the next such file proves it again
                 spool.set_proven(prepared.dot_proof)
         return prepared
 

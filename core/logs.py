@@ -63,13 +63,14 @@ def configure_logs(
             event = structlog.processors.format_exc_info(logger, method, event)
         return render(logger, method, redact(logger, method, event))
 
+    lines = _GatheredLines(out) if final else _Lines(out)
     structlog.configure(
         processors=[line],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=(_GatheredLines if final else _Lines)(out),
+        logger_factory=lines,
         cache_logger_on_first_use=final,
     )
-    handler = _StandardLibrary(out, [line])
+    handler = _StandardLibrary(lines, [line])
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
@@ -228,10 +229,14 @@ class _Lines:
 
 
 class _GatheredLines(_Lines):
-    """What is said below a warning in one turn of an event loop is one write, at the turn's end."""
+    """What is said below a warning in one turn of an event loop is one write, at the turn's end.
+
+    A kill loses the lines of that turn; the history and the spool have what they told.
+    """
 
     def __init__(self, out: TextIO) -> None:
         super().__init__(out)
+        self._due_in: asyncio.AbstractEventLoop | None = None  # the loop that will write
         atexit.register(self._flush)
 
     def info(self, line: str) -> None:
@@ -243,23 +248,24 @@ class _GatheredLines(_Lines):
             return
         with self._lock:
             self._gathered.append(line)
-            first = len(self._gathered) == 1
-        if first:
+            due, self._due_in = self._due_in is loop, loop
+        if not due:
             loop.call_soon(self._flush)
 
     debug = info
 
     def _flush(self) -> None:
         with self._lock:
+            self._due_in = None
             self._write()
 
 
 class _StandardLibrary(logging.Handler):
     """Takes records of foreign loggers into the same processors."""
 
-    def __init__(self, out: TextIO, processors: list[Processor]) -> None:
+    def __init__(self, lines: _Lines, processors: list[Processor]) -> None:
         super().__init__()
-        self._lines = _Lines(out)
+        self._lines = lines
         self._processors = processors
 
     def emit(self, record: logging.LogRecord) -> None:

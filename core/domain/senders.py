@@ -7,7 +7,7 @@ of its subdomains. Domains count with A-labels, however they were written. What 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from string import ascii_lowercase, ascii_uppercase
 from typing import Final
@@ -67,11 +67,14 @@ class SendAs:
         """Whether mail of this sender may go through it; that of the null sender ("") goes everywhere."""
         return not key or not self.senders or self._name(self.own or key)
 
-    def allows_some(self, entry: str) -> bool:
-        """Whether a sender that the entry (an address or an @domain, `sender_entry`) names may go through it."""
+    def allows_some(self, entry: str, but: Container[str] = ()) -> bool:
+        """Whether a sender that the entry (an address or an @domain, `sender_entry`) names may go through it.
+
+        `but`: addresses that don't count for their domain.
+        """
         if not entry.startswith("@") or not self.senders or self.own is not None:
             return self.allows(entry)
-        return any(domain_of(own) == entry for own in self.senders)
+        return any(own == entry or (domain_of(own) == entry and own not in but) for own in self.senders)
 
     def _name(self, key: str) -> bool:
         return key in self.senders or domain_of(key) in self.senders

@@ -44,6 +44,7 @@ from core.store.accounts import AccountRecord, Password
 from core.store.store import Store
 
 _SHOWN_SENDERS = 3  # in a sentence
+_SEND_AS = ("senders", "from_policy", "from_address")  # what decides whom an account may send as
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +302,7 @@ class Accounts:
             present = accounts.get(session, self._store.secrets, account.name)
             if present.version != before.version:
                 return None
-            self._check_routes(session, account)
+            self._check_routes(session, account, present.account)
             record = accounts.change(
                 session,
                 self._store.secrets,
@@ -327,16 +328,21 @@ class Accounts:
             view = replace(view, pause=self._pause(account.name))
         return Saved(await self._looked_up(view), check=found)
 
-    def _check_routes(self, session: Session, account: Account) -> None:
+    @staticmethod
+    def _check_routes(session: Session, account: Account, present: Account) -> None:
         """No sender route is left without an account that may send as its senders, unless one was before."""
         routes = sender_routes.load(session)
-        before = accounts.senders(session, self._store.secrets)
+        if not routes:
+            return
+        before = accounts.senders(session)
         after = before | {account.name: send_as(account)}
         left = set(stranded(routes, after)) - set(stranded(routes, before))
         if left:
+            changed = (name for name in _SEND_AS if getattr(account, name) != getattr(present, name))
             texts = ", ".join(repr(text) for _, _, text in sorted(left)[:_SHOWN_SENDERS])
+            detail = f"no account of a sender route may send as {texts} any more"
             raise InvalidSettings(
-                [FieldError("/senders", "conflict", f"no account of a sender route may send as {texts} any more")],
+                [FieldError(f"/{next(changed, 'senders')}", "conflict", detail)],
                 remedy="change `sender_routes` (PATCH /settings) first, or another account of the route",
             )
 

@@ -49,8 +49,8 @@ class RuntimeSettings:
             accounts.check_version(rows.get(session, VERSION_KEY) or 1, if_match)
             before = rows.load(session)
             wanted = {k: rows.DEFAULTS[k] if v is None else v for k, v in changes.items()}
-            if sender_routes.KEY in wanted:
-                self._check_routes(session, sender_routes.of_stored(wanted[sender_routes.KEY]))
+            if wanted.get(sender_routes.KEY, before[sender_routes.KEY]) != before[sender_routes.KEY]:
+                _check_routes(session, sender_routes.of_stored(wanted[sender_routes.KEY]))
             after = rows.change(session, wanted)
             changed = before != after
             if changed:
@@ -63,15 +63,6 @@ class RuntimeSettings:
             await self._apply()
         return view
 
-    def _check_routes(self, session: Session, routes: Sequence[SenderRoute]) -> None:
-        unknown = sender_routes.unknown_accounts(session, routes)
-        errors = sender_route_rules(routes, unknown, accounts.senders(session, self._store.secrets))
-        if errors:
-            raise InvalidSettings(
-                errors,
-                remedy="GET /accounts lists accounts and their senders; a sender is an address or an @domain",
-            )
-
     def _view(self, session: Session) -> RuntimeSettingsView:
         present = rows.load(session)
         return RuntimeSettingsView(
@@ -80,6 +71,14 @@ class RuntimeSettings:
             sender_routes=sender_routes.of_stored(present[sender_routes.KEY]),
             read_only={name: _shown(getattr(self._settings, name)) for name in type(self._settings).model_fields},
         )
+
+
+def _check_routes(session: Session, routes: Sequence[SenderRoute]) -> None:
+    unknown = sender_routes.unknown_accounts(session, routes)
+    errors = sender_route_rules(routes, unknown, accounts.senders(session))
+    if errors:
+        remedy = "GET /accounts lists accounts and their senders; a sender is an address or an @domain"
+        raise InvalidSettings(errors, remedy=remedy)
 
 
 def _shown(value: object) -> object:

@@ -60,10 +60,12 @@ def sender_route_rules(
 def stranded(routes: Sequence[SenderRoute], accounts: Mapping[str, SendAs]) -> Iterator[tuple[int, int, str]]:
     """Senders of routes whose mail none of the route's accounts may send: number of the route, position, text. Pure.
 
-    It would go to badmail, all of it.
+    It would go to badmail, all of it. Of a domain that is what no route of its own takes.
     """
+    routed = {sender_entry(text) for route in routes for text in route.senders}
     for number, route in enumerate(routes):
+        served = [accounts[name] for name in route.accounts if name in accounts]
         for position, text in enumerate(route.senders):
             entry = sender_entry(text)
-            if not any(accounts[name].allows_some(entry) for name in route.accounts):
+            if not any(account.allows_some(entry, but=routed) for account in served):
                 yield number, position, text

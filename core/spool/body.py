@@ -1,9 +1,9 @@
 """A message's content, read from its open file: envelope, facts, and the octets that go out.
 
-`prepare` reads a file of up to 256 KiB (or as the caller has room) once and keeps it; a larger one is scanned in pieces
-and read again when it is sent, so memory is bounded. Every read is held against the size that fstat gave, and after the
-last piece size and mtime are looked at once more: a file that changed raises MessageChanged, before the final dot
-leaves.
+`read_message` reads a file of up to 256 KiB (or as the caller has room) and keeps it; a larger one is scanned in pieces
+by `judge` and read again when it is sent, so memory is bounded. Every read is held against the size that fstat gave,
+and after the last piece size and mtime are looked at once more: a file that changed raises MessageChanged, before the
+final dot leaves.
 
 Raw octets over 127 in the header: with SMTPUTF8 (`smtputf8_allowed`, `header_utf8`) they go as they are. Else they
 become encoded words (RFC 2047), where the field allows it and no DKIM signature covers the header; what can't be
@@ -257,6 +257,22 @@ class Prepared:
         )
 
 
+@dataclass(slots=True)  # one a message (core/domain)
+class Read:
+    """What was read of a message so far: its header block, and its body where that is kept in memory."""
+
+    file: MessageFile
+    data: bytes  # from the start of the file, the whole header in it
+    layout: Layout
+    held: bytes | None
+
+    @property
+    def quick(self) -> bool:
+        """Whether `judge` takes a millisecond a MB: few fields, and line ends that can stay as they are."""
+        end = self.layout.end
+        return self.held is not None and end <= _FIRST_READ and self.data[end - 2 : end] == b"\r\n"
+
+
 def prepare(
     fd: int,
     *,
@@ -267,27 +283,48 @@ def prepare(
     max_header_bytes: int = 1_048_576,
     max_recipients: int = 10_000,
     name: bytes = b"",
-    keep_octets: int = 0,
+    keep_octets: int = CHUNK_OCTETS,
 ) -> Prepared:
-    """Read, judge and describe the message in `fd`, whose fstat gave `size` (octets) and `mtime_ns`.
+    """`read_message` and `judge` in one."""
+    read = read_message(fd, size=size, mtime_ns=mtime_ns, max_header_bytes=max_header_bytes, keep_octets=keep_octets)
+    return judge(read, dot_stuffing=dot_stuffing, proven=proven, max_recipients=max_recipients, name=name)
 
-    `proven`: what was proved of the directory's dot-stuffing before. `name`: the file's, to recognise files that a
-    framework appends to. `keep_octets`: a file of up to this size is kept in memory until `let_go`, as one of up to
-    256 KiB is. Raises MessageRejected (never sendable), MessageRefused (another program's format: left),
-    MessageChanged, MessageUnreadable.
+
+def read_message(
+    fd: int, *, size: int, mtime_ns: int, max_header_bytes: int = 1_048_576, keep_octets: int = CHUNK_OCTETS
+) -> Read:
+    """Read the header of the message in `fd`, whose fstat gave `size` (octets) and `mtime_ns`.
+
+    The body of one of up to `keep_octets` too: it stays in memory until `let_go`. Raises MessageRejected (never
+    sendable), MessageRefused (another program's format: left), MessageChanged, MessageUnreadable.
     """
     file = MessageFile(fd, size, mtime_ns)
     whole = file.read_all() if size <= _FIRST_READ else None
     data, layout = _read_header(file, whole, max_header_bytes)
-    header = split_header(data[layout.start : layout.end])
     held = None
-    if whole is not None:
-        held = data[layout.body :]
-    elif size <= max(keep_octets, CHUNK_OCTETS):
-        held = file.read_rest(layout.body)  # not cut from the whole: a copy takes as long as the read
-    del data, whole
+    if size <= keep_octets:  # not cut from the whole where that is large: a copy takes as long as the read
+        held = file.read_rest(layout.body) if whole is None else data[layout.body :]
+    return Read(file, data, layout, held)
+
+
+def judge(
+    read: Read,
+    *,
+    dot_stuffing: DotStuffing = DotStuffing.AUTO,
+    proven: DotStuffing | None = None,
+    max_recipients: int = 10_000,
+    name: bytes = b"",
+) -> Prepared:
+    """Take the message apart and describe it.
+
+    `proven`: what was proved of the directory's dot-stuffing before. `name`: the file's, to recognise files that a
+    framework appends to. Raises MessageRejected (never sendable), MessageRefused (another program's format: left),
+    MessageChanged, MessageUnreadable.
+    """
+    file, layout, held = read.file, read.layout, read.held
+    header = split_header(read.data[layout.start : layout.end])
     refuse_django_file(file, held, header)
-    source = BodySource(file, layout.body, size, held, size=0, unstuff=False, as_is=False)
+    source = BodySource(file, layout.body, file.size, held, size=0, unstuff=False, as_is=False)
     refuse_rails_file(source, header, name)
     envelope = envelope_of(header, max_recipients=max_recipients)
     facts = _scan(source)

@@ -70,6 +70,8 @@ def examine(place: Place, name: bytes, *, event_seen: bool) -> Opened:
         place.seen.pop(name, None)
         place.changed.pop(name, None)
         identity, sidecar = known(place, place.prefix + name, identity)
+        if place.stuck:
+            _not_stuck(place, identity, found)
         if sidecar is not None:
             _due(place, sidecar)
         return Opened(place, fd, identity, name, found.st_ino, found.st_mtime, sidecar, _reject(place, found), lock_fd)
@@ -85,9 +87,6 @@ def claim(place: Place, opened: Opened) -> Claim:
     """Step 6. Raises what DirectorySpool.claim names; `opened` is closed then."""
     name = opened.file_name
     locked = name + names.LOCK
-    if place.closed:
-        release(opened)
-        raise DirectoryUnavailable(f"{place.settings.path} is closed", remedy="it is opened at the next run")
     try:
         try:
             kernel.rename_noreplace(name, locked, old_fd=place.work_fd, new_fd=place.work_fd, features=place.features)
@@ -206,7 +205,8 @@ def open_message(place: Place, dir_fd: int, name: bytes) -> int:
 def _not_stuck(place: Place, identity: MessageIdentity, found: os.stat_result) -> None:
     why = place.stuck.get(identity)
     if why is not None:
-        raise MessageRefused(f"it was sent, but can't be removed: {why}", remedy=describe(found).remedy)
+        detail = f"it is done with (sent, held or refused), but can't be moved away: {why}"
+        raise MessageRefused(detail, remedy=describe(found).remedy)
 
 
 def _due(place: Place, sidecar: Sidecar) -> None:

@@ -73,6 +73,7 @@ class DirectorySpool:
         self._retired: list[Place] = []  # replaced or unmounted meanwhile, with messages still in flight
         self._scans = 0
         self._opening = threading.Lock()  # two that open it at once would each have a log, and one stay behind
+        self._state = threading.Lock()  # of what follows; never held while the file system is waited for
         self._closed = False
 
     @property
@@ -102,41 +103,54 @@ class DirectorySpool:
         Raises DirectoryUnavailable, after `close` too.
         """
         with self._opening:
-            if self._closed:
-                raise DirectoryUnavailable(
-                    f"{self.settings.path} is closed", remedy="the service ends, or it was removed"
-                )
             if self._place is not None:
                 with suppress(DirectoryUnavailable):
                     self._place.check_path()
                     if self._fits(self._place):
                         return
                 self._retire()
-            self._place = open_place(self.settings, clock=self.clock, features=replace(self.features))
+            if self._is_closed():
+                raise self._closed_error()
+            place = open_place(self.settings, clock=self.clock, features=replace(self.features))
+            with self._state:
+                if not self._is_closed():
+                    self._place = place
+                    return
+        place.close()
+        raise self._closed_error()
+
+    def _is_closed(self) -> bool:
+        return self._closed
+
+    def _closed_error(self) -> DirectoryUnavailable:
+        return DirectoryUnavailable(f"{self.settings.path} is closed", remedy="the service ends, or it was removed")
 
     def close(self) -> None:
         """Let go of everything, for good. Messages in flight stay `.lck`, for the next start's recovery."""
-        with self._opening:
+        with self._state:
             self._closed = True
-            self._retire()
-            for place in self._retired:
-                for claimed in list(place.claimed.values()):
-                    claiming.release(claimed.opened)
-                place.close()
-            self._retired.clear()
+        self._retire()
+        with self._state:
+            retired, self._retired = self._retired, []
+        for place in retired:
+            for claimed in list(place.claimed.values()):
+                claiming.release(claimed.opened)
+            place.close()
 
     def _retire(self) -> None:
-        if self._place is not None:
-            self._retired.append(self._place)
-            self._place = None
+        with self._state:
+            if self._place is not None:
+                self._retired.append(self._place)
+                self._place = None
         self._sweep()
 
     def _sweep(self) -> None:
         """Close places that were replaced, once nothing of them is in flight, or waits for its turn."""
-        for place in [p for p in self._retired if not p.claimed and not p.handles]:
-            with suppress(ValueError):  # another thread closes it just now
-                self._retired.remove(place)
-                place.close()
+        with self._state:
+            idle = [place for place in self._retired if not place.claimed and not place.handles]
+            self._retired = [place for place in self._retired if place not in idle]
+        for place in idle:
+            place.close()
 
     @property
     def claims_allowed(self) -> bool:
@@ -151,7 +165,7 @@ class DirectorySpool:
 
     def recover(self) -> Iterator[Recovered]:
         """Take over what dead owners left. Before the first claim: it compares waiting names with their logs too."""
-        with self.place.in_use() as place:
+        with self.place as place:
             yield from _reached(place, recovery.recover(place))
             self._recovered = place
 
@@ -162,12 +176,12 @@ class DirectorySpool:
 
     def orphans(self) -> Iterator[Recovered]:
         """The same for `.lck` files that the last scan saw and nobody holds (another process died while we live)."""
-        with self.place.in_use() as place:
+        with self.place as place:
             yield from _reached(place, recovery.orphans(place))
 
     def scan(self) -> Iterator[bytes]:
         """Names that wait and are due, streaming, unsorted, without a stat. Raises DirectoryUnavailable."""
-        with self.place.in_use() as place:
+        with self.place as place:
             self._scans += 1
             yield from Scan(place, self._scans).names()
 
@@ -191,7 +205,8 @@ class DirectorySpool:
         `event_seen`: a CLOSE_WRITE or MOVED_TO for this name was seen. Opened.reject: it must go to badmail.
         Raises MessageNotDue, MessageNotReady, MessageGone, MessageBusy, MessageUnreadable, MessageRefused.
         """
-        return claiming.examine(self.place, name, event_seen=event_seen)
+        with self.place as place:
+            return claiming.examine(place, name, event_seen=event_seen)
 
     def release(self, opened: Opened) -> None:
         """Let go of it unclaimed. Harmless if closed."""
@@ -204,7 +219,12 @@ class DirectorySpool:
 
         Raises MessageGone, MessageBusy, MessageNotReady (it changed), StorageFull, StorageBroken, DirectoryUnavailable.
         """
-        return claiming.claim(opened.place, opened)
+        try:
+            with opened.place as place:
+                return claiming.claim(place, opened)
+        except DirectoryUnavailable:
+            claiming.release(opened)
+            raise
 
     def put_back_now(self, claim: Claim) -> None:
         """Rename back, no attempt counted, nothing synced; closes the claim. For faults of the account and stops."""
@@ -213,7 +233,8 @@ class DirectorySpool:
 
     def discard_now(self, claim: Claim) -> None:
         """Unlink a wholly sent message whose outcome could not be logged. Still dispose of it with Delete."""
-        disposal.discard_now(claim.opened.place, claim)
+        with suppress(DirectoryUnavailable), claim.opened.place as place:
+            disposal.discard_now(place, claim)
 
     def before_commit(self, disposals: Sequence[Disposal]) -> None:
         """A group is about to be committed: its outcomes survive a power cut from here on, whatever comes of it."""
@@ -258,47 +279,47 @@ class DirectorySpool:
 
     def counts(self, *, stat_limit: int = 10_000) -> Counts:
         """Count by name, streaming. Sizes and ages only if there are at most `stat_limit` messages."""
-        with self.place.in_use() as place:
+        with self.place as place:
             return count(place, stat_limit=stat_limit)
 
     def entries(self, states: Collection[State] | None = None) -> Iterator[Entry]:
         """All messages (in these states), streaming, in no order."""
-        with self.place.in_use() as place:
+        with self.place as place:
             yield from entries(place, states)
 
     def find(self, message_id: MessageId) -> Entry:
         """In whatever state it is. Raises NotFound."""
-        with self.place.in_use() as place:
+        with self.place as place:
             return find(place, message_id)
 
     def open_raw(self, entry: Entry) -> int:
         """A read-only descriptor of the message; the caller closes it. Raises NotFound, MessageUnreadable."""
-        with self.place.in_use() as place:
+        with self.place as place:
             return operate.open_raw(place, entry)
 
     def hold(self, entry: Entry) -> Entry:
         """Waiting or deferred to held. Raises StateConflict, NotFound."""
-        with self.place.in_use() as place:
+        with self.place as place:
             return operate.hold(place, entry)
 
     def release_hold(self, entry: Entry) -> Entry:
         """Held to waiting. Raises StateConflict, NotFound."""
-        with self.place.in_use() as place:
+        with self.place as place:
             return operate.release_hold(place, entry)
 
     def retry(self, entry: Entry) -> Entry:
         """Deferred becomes due; badmail waits again, attempts and age restarted. Raises StateConflict, NotFound."""
-        with self.place.in_use() as place:
+        with self.place as place:
             return operate.retry(place, entry)
 
     def delete(self, entry: Entry) -> None:
         """Remove it for good. Raises StateConflict while claimed, NotFound."""
-        with self.place.in_use() as place:
+        with self.place as place:
             operate.delete(place, entry)
 
     def submit(self, chunks: Iterable[bytes], name: bytes | str | None = None) -> Entry:
         """Write one, durable and atomic. Raises MessageRejected (empty, too large), StorageFull, StorageBroken."""
-        with self.place.in_use() as place:
+        with self.place as place:
             return operate.submit(place, chunks, name)
 
     def proven(self) -> DotStuffing | None:
@@ -313,7 +334,7 @@ class DirectorySpool:
         """What is possible there (spool.md, "Permissions"). Leaves nothing behind."""
         try:
             self.open()
-            with self.place.in_use() as place:
+            with self.place as place:
                 return checking.check(place)
         except DirectoryUnavailable as error:
             return checking.unreachable(error)

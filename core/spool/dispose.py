@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from core.domain.message import State
@@ -42,7 +42,7 @@ class _Move:
 
 def dispose(place: Place, disposals: Sequence[Disposal]) -> list[Disposed]:
     """One group. One answer a disposal, in order. Raises StorageBroken."""
-    return _in_turn(place, lambda: disposals)
+    return _in_turn(place, disposals)
 
 
 def before_commit(place: Place) -> None:
@@ -56,16 +56,18 @@ def before_commit(place: Place) -> None:
 
 def retry_pending(place: Place) -> list[Disposed]:
     """What could not be done before."""
-    return _in_turn(place, lambda: list(place.pending.values())) if place.pending else []
+    return _in_turn(place) if place.pending else []
 
 
-def _in_turn(place: Place, disposals: Callable[[], Sequence[Disposal]]) -> list[Disposed]:
-    with place.disposing:
+def _in_turn(place: Place, disposals: Sequence[Disposal] | None = None) -> list[Disposed]:
+    """One group after another; without one, what is pending by then."""
+    with place.disposing, ExitStack() as stack:
+        group = list(place.pending.values()) if disposals is None else disposals
         try:
-            with place.in_use():
-                return _Group(place, disposals()).run()
+            stack.enter_context(place)
         except DirectoryUnavailable:
-            return [Disposed(d, ok=False, error="the directory is closed") for d in disposals()]
+            return [Disposed(d, ok=False, error="the directory is closed") for d in group]
+        return _Group(place, group).run()
 
 
 class _Group:
@@ -211,13 +213,13 @@ def finish(place: Place, claims: Sequence[Claim]) -> None:
 
 def put_back_now(place: Place, claim: Claim) -> None:
     """Rename back and close; whatever stands in the way makes it an ordinary disposal."""
-    fd = place.work_fd
+    fd, name = place.work_fd, claim.file_name
     try:
-        if place.closed:
-            return release(claim.opened)
-        name = claim.file_name
-        _note_change(place, claim, name)
-        kernel.rename_noreplace(name + names.LOCK, name, old_fd=fd, new_fd=fd, features=place.features)
+        with place:
+            _note_change(place, claim, name)
+            kernel.rename_noreplace(name + names.LOCK, name, old_fd=fd, new_fd=fd, features=place.features)
+    except DirectoryUnavailable:  # closed meanwhile
+        return release(claim.opened)
     except OSError:
         dispose(place, [PutBack(claim)])
         return None

@@ -21,8 +21,7 @@ def refuse_django_file(file: MessageFile, body: bytes | None, header: Header) ->
     `body`: all behind the header, where that is in memory.
     """
     at = max(0, file.size - len(_DASHES))
-    at_hand = body is not None and len(body) >= len(_DASHES)
-    tail = body[-len(_DASHES) :] if body is not None and at_hand else file.read(at, file.size - at)
+    tail = file.read(at, file.size - at) if body is None or len(body) < len(_DASHES) else body[-len(_DASHES) :]
     if tail == _DASHES and b"mime-version" in header.by_name:
         raise MessageRefused(
             "this is a log of Django's file backend (mails with lines of 79 dashes between them, no Bcc), not a mail",
@@ -40,7 +39,8 @@ def refuse_rails_file(source: BodySource, header: Header, name: bytes) -> None:
         b"@" in name and name.removesuffix(b".eml") in b" ".join(header.values(b"to")).replace(b"<", b" ").split()
     )
     for piece in source.raw():
-        if appended or _RAILS_NEXT.search(tail + piece):
+        joined = tail + piece
+        if appended or (b"Date: " in joined and _RAILS_NEXT.search(joined)):
             raise MessageRefused(
                 "this is a file of Rails' :file delivery (mails of one recipient, appended to one another), not a mail",
                 remedy="let the application write one file a mail",

@@ -84,7 +84,7 @@ class OutcomeLog:
         self._clock = clock
         self._features = features
         self._segment_octets = segment_octets
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may close a log anywhere
         self._segments: deque[tuple[int, int]] = deque()  # number, descriptor; the last is written to
         self._next_segment = 0
         self._offset = 0
@@ -299,6 +299,7 @@ class OutcomeLog:
     def close(self) -> None:
         """Let go of the locks. What is not disposed of stays in the segments, for the next start's recovery."""
         with self._lock:
+            self._error = StorageBroken("the directory is closed")  # its descriptor may be another's from now on
             self._drop_segments(all_of_them=True)
             while self._segments:
                 os.close(self._segments.popleft()[1])

@@ -77,17 +77,19 @@ def move(place: Place, old_fd: int, old: bytes, target: Target) -> None:
         _copy(place, old_fd, old, target)
 
 
-def is_copy(opened: Opened, target: Target, there: os.stat_result) -> bool:
-    """Whether what lies at the target is another file with all of the message. Raises OSError."""
+def is_copy(opened: Opened, target: Target) -> bool:
+    """Whether the file at the target has all of the message, time and octets; it is synced then. Raises OSError."""
     identity = opened.identity
-    if there.st_ino == opened.inode or (there.st_mtime_ns, there.st_size) != (identity.mtime_ns, identity.size):
-        return False
     fd = os.open(target.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=target.dir_fd)
     try:
-        return all(
-            os.pread(fd, _CHUNK_OCTETS, at) == os.pread(opened.fd, _CHUNK_OCTETS, at)
-            for at in range(0, identity.size, _CHUNK_OCTETS)
-        )
+        there = os.fstat(fd)
+        if (there.st_mtime_ns, there.st_size) != (identity.mtime_ns, identity.size):
+            return False
+        for at in range(0, identity.size, _CHUNK_OCTETS):
+            if os.pread(fd, _CHUNK_OCTETS, at) != os.pread(opened.fd, _CHUNK_OCTETS, at):
+                return False
+        os.fsync(fd)
+        return True
     finally:
         os.close(fd)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Self
 
 from core.domain.account import Directory, DotStuffing, MessageFormat
 from core.domain.clock import Clock
@@ -73,7 +73,7 @@ class Place:
     closed: bool = False
     badmail: int = -1
     _users: int = 0  # threads that work on its descriptors
-    _using: threading.Lock = field(default_factory=threading.Lock)
+    _using: threading.RLock = field(default_factory=threading.RLock)  # the collector may end a scan anywhere
 
     def badmail_fd(self, *, create: bool = False) -> int:
         """Descriptor of badmail/; -1 if there is none. Raises OSError."""
@@ -81,22 +81,18 @@ class Place:
             self.badmail = _subdirectory(self.root_fd, names.BADMAIL, create=create)
         return self.badmail
 
-    @contextmanager
-    def in_use(self) -> Iterator[Place]:
+    def __enter__(self) -> Self:
         """Its descriptors stay open to the end of this, whoever closes it: their numbers might lead elsewhere then.
 
         Raises DirectoryUnavailable if it is closed.
         """
         with self._using:
-            if self.closed:
-                raise DirectoryUnavailable(f"{self.settings.path} is closed", remedy="it is opened at the next run")
-            self._users += 1
-        try:
-            yield self
-        finally:
-            self._leave()
+            if not self.closed:
+                self._users += 1
+                return self
+        raise DirectoryUnavailable(f"{self.settings.path} is closed", remedy="it is opened at the next run")
 
-    def _leave(self) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._using:
             self._users -= 1
             last = self.closed and not self._users
@@ -160,9 +156,14 @@ class Place:
         self.matches = _matcher(settings)
 
     def set_proven(self, proven: DotStuffing) -> None:
-        """Remember what the writers of this directory do."""
+        """Remember what the writers of this directory do. Raises StorageFull, DirectoryUnavailable (closed)."""
         if proven is self.proven:
             return
+        with self:
+            self._write_proven(proven)
+        self.proven = proven
+
+    def _write_proven(self, proven: DotStuffing) -> None:
         temporary = TEMPORARY + _STUFFING + b"-%d" % os.getpid()
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
@@ -175,7 +176,6 @@ class Place:
             os.rename(temporary, _STUFFING, src_dir_fd=self.mpu_fd, dst_dir_fd=self.mpu_fd)
         except OSError as error:
             raise StorageFull(f"can't write in .mpu/: {error.strerror}") from None
-        self.proven = proven
 
 
 def unavailable(path: str, error: OSError) -> DirectoryUnavailable:

@@ -171,13 +171,17 @@ class _Recovery:
         locked = self._lock(logged.file_name, logged.file_name)
         if locked is None:
             return
-        opened = self._opened(locked)
+        try:
+            opened = self._opened(locked)
+        except BaseException:
+            close_both(place, locked.fd, locked.lock_fd, locked.name)
+            raise
         record = place.sidecars.record_of(opened.identity.file_hash)
         if record is not None and record.token == logged.token:
             if record.file_name == place.prefix + logged.file_name:
                 release(opened)
                 place.forget_dead(logged.token)
-            else:  # on its way to badmail or to be held
+            else:  # on its way to badmail, to be held, or to another name
                 self._complete(opened, logged.file_name, record, logged)
             return
         if self._logged(opened) is not logged:
@@ -254,22 +258,27 @@ class _Recovery:
         try:
             target = parse_target(place, record.file_name)
             there = stat_at(target.dir_fd, target.name)
-            copied = there is not None and is_copy(opened, target, there)
-            if there is not None and there.st_ino != opened.inode and not copied and sidecar is not None:
+            other = there is not None and not os.path.samestat(there, os.fstat(opened.fd))
+            copied = other and is_copy(opened, target)
+            if other and not copied and sidecar is not None:
                 target = first_free(targets(place, target.state, opened.identity, opened.file_name))
                 place.sidecars.write([Draft(opened.identity, target.file_name, sidecar, record.token)])
             if target.state is State.BADMAIL and stat_at(target.dir_fd, names.reason_name(target.base)) is None:
                 write_reason(target, sidecar.reason if sidecar is not None else "")
-            if copied:  # to another device, or a rename of which the disk kept but the new name
+            if copied:  # on another device: only the original was still to go
+                sync_directory(place, target.dir_fd)
                 os.unlink(name, dir_fd=place.work_fd)
             else:
                 move(place, place.work_fd, name, target)
             for fd in {place.work_fd, target.dir_fd}:
                 sync_directory(place, fd)
-        except OSError:
+        except OSError as error:  # another time
             if name != opened.file_name:
-                place.locked_names.add(opened.file_name)  # another time
+                place.locked_names.add(opened.file_name)
+            else:
+                place.stuck[opened.identity] = error.strerror or str(error)  # and not sent until then
         else:
+            place.stuck.pop(opened.identity, None)
             if logged is not None:
                 place.forget_dead(logged.token)
         finally:

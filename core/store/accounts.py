@@ -88,9 +88,20 @@ def load(session: Session, secrets: Secrets) -> list[AccountRecord]:
     return [_record(row, secrets) for row in session.exec(select(AccountRow).order_by(AccountRow.name))]
 
 
-def senders(session: Session, secrets: Secrets) -> dict[str, SendAs]:
+def senders(session: Session) -> dict[str, SendAs]:
     """What each account, by its name, may send as."""
-    return {record.account.name: send_as(record.account) for record in load(session, secrets)}
+    return {
+        row.name: send_as(
+            Account(
+                row.name,
+                row.host,
+                senders=tuple(row.senders),
+                from_address=row.from_address,
+                from_policy=FromPolicy(row.from_policy),
+            )
+        )
+        for row in session.exec(select(AccountRow))
+    }
 
 
 def get(session: Session, secrets: Secrets, name: str) -> AccountRecord:

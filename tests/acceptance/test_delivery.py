@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +15,7 @@ import core.delivery
 from core.domain.account import Directory, OnUnknown
 from tests.support.clock import ManualClock
 from tests.support.relay import SIMPLE, account, mail, running, until
+from tests.support.service import wait_until
 from tests.support.smtp_server import DEFAULT_EXTENSIONS, Close, Hang, Script, SmtpServer
 
 DOTNET = (
@@ -223,7 +228,7 @@ LARGE = b"0123456789abcdef\r\n" * 40_000  # over what is read at once, under wha
 SIGNED = b"MIME-Version: 1.0\r\nContent-Type: multipart/signed; boundary=b; protocol=x; micalg=x\r\n"
 
 
-@pytest.mark.parametrize("room", [32 << 20, 1 << 20, 0])
+@pytest.mark.parametrize("room", [64 << 20, 1 << 20, 0])
 async def test_the_room_for_large_mails_in_memory_comes_back_whatever_becomes_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
@@ -244,6 +249,41 @@ async def test_the_room_for_large_mails_in_memory_comes_back_whatever_becomes_of
         assert bench.relay.delivery._kept == 0
 
 
+@pytest.mark.parametrize(
+    ("data", "in_loop"),
+    [
+        (mail(1, body=LARGE), True),
+        (mail(1, body=LARGE).replace(b"\r\n", b"\n"), False),
+        (b"X-A: b\r\n" * 10_000 + mail(1, body=LARGE), False),
+        (mail(1, body=LARGE * 2), False),
+        (mail(1, body=b"short\r\n"), True),
+    ],
+    ids=["some 100 KB", "line ends that change", "a long header", "over what is kept", "small"],
+)
+async def test_what_may_take_long_is_done_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, in_loop: bool
+) -> None:
+    """So that no file system and no mail holds up the others, or the HTTP interface."""
+    threads: dict[str, threading.Thread] = {}
+
+    def noted(name: str, of: Callable[..., Any]) -> Callable[..., Any]:
+        def work(*args: object, **more: object) -> object:
+            threads[name] = threading.current_thread()
+            return of(*args, **more)
+
+        return work
+
+    for name in ("read_message", "judge"):
+        monkeypatch.setattr(core.delivery, name, noted(name, getattr(core.delivery, name)))
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        bench.drop("a.eml", data)
+        await bench.drain()
+        assert len(server.messages) == 1
+    here = threading.current_thread()
+    assert (threads["read_message"] is here) == (len(data) <= core.delivery.READ_INLINE_BYTES)
+    assert (threads["judge"] is here) == in_loop
+
+
 async def test_the_room_for_large_mails_comes_back_when_a_stop_cuts_them_off(tmp_path: Path) -> None:
     async with (
         SmtpServer(Script(data=Hang())) as server,
@@ -254,3 +294,22 @@ async def test_the_room_for_large_mails_comes_back_when_a_stop_cuts_them_off(tmp
         assert bench.relay.delivery._kept > len(LARGE)
         await bench.relay.stop()
         assert bench.relay.delivery._kept == 0
+
+
+async def test_a_drain_waits_for_mail_that_an_event_claimed_before_its_scan_came_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        cycle = bench.relay.inlets.get("pickup").cycle
+        loop, scan = asyncio.get_running_loop(), cycle.spool.scan
+        path = bench.drop("a.eml", mail(1))
+
+        def late() -> Iterator[bytes]:
+            loop.call_soon_threadsafe(cycle.offer, b"a.eml")
+            wait_until(lambda: not path.exists(), "the claim")
+            yield from scan()
+
+        monkeypatch.setattr(cycle.spool, "scan", late)
+        answer = await bench.drain()
+        assert (answer["sent"], answer["complete"]) == (1, True)
+        assert await bench.history() == {"jo@example.org": "sent"}

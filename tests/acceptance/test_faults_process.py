@@ -112,7 +112,9 @@ async def test_too_many_open_files_or_no_memory_leaves_the_message_and_it_goes_l
         await bench.sends(1)
 
 
-@pytest.mark.parametrize("where", ["core.delivery.prepare", "core.domain.content.edit_header"])
+@pytest.mark.parametrize(
+    "where", ["core.delivery.read_message", "core.delivery.judge", "core.domain.content.edit_header"]
+)
 async def test_no_memory_while_a_message_is_worked_on_releases_the_claim(
     tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -308,7 +308,7 @@ async def test_a_route_that_none_of_its_accounts_may_serve_is_refused(tmp_path: 
             {"senders": ["jo@a.example", "@d.example", "@a.example", "Ann@A.example"], "accounts": ["strict"]},
             {"senders": ["jo@e.example"], "accounts": ["strict", "own"]},
         ]
-        refused = {f"/sender_routes/0/senders/{n}": "conflict" for n in (0, 1)}
+        refused = {f"/sender_routes/0/senders/{n}": "conflict" for n in (0, 1, 2)}
         assert await here.refused("/settings", sender_routes=wrong) == refused, "`own` sends for anybody, as itself"
         routes = [{"senders": ["@a.example", "jo@b.example"], "accounts": ["strict"]}]
         await here.patch("/settings", sender_routes=routes)
@@ -317,7 +317,15 @@ async def test_a_route_that_none_of_its_accounts_may_serve_is_refused(tmp_path: 
         other = {"from_address": "own@c.example", "from_policy": "replace", "senders": ["own@c.example"]}
         await here.patch("/accounts/strict", **other)
         await here.patch("/accounts/strict", senders=[])
-        assert await here.refused("/accounts/strict", senders=["@c.example"], from_policy="keep") == {
+        await here.patch("/accounts/strict", senders=["own@c.example"])
+        assert await here.refused("/accounts/strict", from_policy="keep") == {"/from_policy": "conflict"}
+        await here.patch("/accounts/strict", senders=[])
+        routed = [
+            {"senders": ["@a.example"], "accounts": ["strict"]},
+            {"senders": ["ann@a.example"], "accounts": ["main"]},
+        ]
+        await here.patch("/settings", sender_routes=routed)
+        assert await here.refused("/accounts/strict", senders=["ann@a.example"], from_policy="keep") == {
             "/senders": "conflict"
         }
 
@@ -332,6 +340,8 @@ async def test_an_account_may_be_changed_beside_a_route_that_was_wrong_before(tm
             row.senders = ["@b.example"]
 
         await here.bench.relay.store.write(as_an_earlier_version_did)
+        routes = (await here.bench.get("/settings"))["sender_routes"]
+        await here.patch("/settings", sender_routes=routes)
         await here.patch("/accounts/spare", max_connections=3)
         await here.patch("/accounts/spare", senders=[])
 

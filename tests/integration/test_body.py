@@ -16,7 +16,6 @@ from core.domain.account import DotStuffing, FromPolicy
 from core.domain.envelope import rewrite_sender
 from core.errors import MessageChanged, MessageRefused, MessageRejected
 from core.spool.body import FileContent, Prepared, prepare
-from core.spool.message_file import CHUNK_OCTETS
 
 HEAD = b"From: a@b\r\nTo: c@d\r\nDate: x\r\nMessage-ID: <m@x>\r\n"
 X_HEAD = b"X-Sender: a@b\r\nX-Receiver: c@d\r\n" + HEAD
@@ -55,7 +54,7 @@ def content(prepared: Prepared, **options: Any) -> FileContent:
 def octets(of: FileContent, *, eight_bit_allowed: bool = True) -> bytes:
     body = of.body(eight_bit_allowed=eight_bit_allowed)
     chunks = list(body.chunks())
-    assert all(0 < len(chunk) <= CHUNK_OCTETS for chunk in chunks)
+    assert all(0 < len(chunk) <= 262_144 for chunk in chunks)
     sent = b"".join(chunks)
     assert body.size == len(sent)
     assert b"".join(body.chunks()) == sent

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from core.domain.account import DotStuffing
 from core.domain.message import State
-from core.errors import DirectoryUnavailable
+from core.errors import DirectoryUnavailable, StorageBroken
 from core.spool.directory import DirectorySpool, PutBack
 from core.spool.place import Place, open_place
 from tests.support.spool import claim, names_in, spool_at, write
@@ -91,5 +92,67 @@ def test_a_disposal_after_the_end_touches_nothing(path: Path) -> None:
     assert not answer.ok
     assert "closed" in answer.error
     assert names_in(path) == {"x.eml.lck"}
-    with pytest.raises(DirectoryUnavailable), place.in_use():
+    with pytest.raises(DirectoryUnavailable), place:
         raise AssertionError
+
+
+def test_what_was_closed_acts_on_nobody_elses_directory(path: Path, tmp_path: Path) -> None:
+    """The numbers of its descriptors may be another's by then."""
+    spool = spool_at(path)
+    claimed = claim(spool, write(path))
+    place = spool.place
+    spool.close()
+    other = spool_at(tmp_path / "other")
+    claim(other, write(tmp_path / "other"))
+    taken = {other.place.root_fd, other.place.mpu_fd}
+    assert {place.root_fd, place.mpu_fd} & taken, "else this test shows nothing"
+    before = {folder: set(os.listdir(tmp_path / "other" / folder)) for folder in (".", ".mpu")}
+    spool.discard_now(claimed)
+    spool.put_back_now(claimed)
+    with pytest.raises(StorageBroken):
+        place.log.begin(claimed, ["a@b"])
+    with pytest.raises(DirectoryUnavailable):
+        place.set_proven(DotStuffing.PLAIN)
+    assert {folder: set(os.listdir(tmp_path / "other" / folder)) for folder in (".", ".mpu")} == before
+    other.close()
+
+
+def test_a_claim_after_the_end_lets_go_of_the_message(path: Path) -> None:
+    spool = spool_at(path)
+    opened = spool.examine(write(path), event_seen=True)
+    place = spool.place
+    place.close()
+    with pytest.raises(DirectoryUnavailable):
+        spool.claim(opened)
+    assert opened.fd < 0
+    assert names_in(path) == {"x.eml"}
+    spool.close()
+
+
+def test_a_stop_does_not_wait_for_a_directory_that_hangs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = spool_at(path)
+    spool = DirectorySpool(first.settings, clock=first.clock)
+    first.close()
+    entered, goes_on = threading.Event(), threading.Event()
+    errors: list[DirectoryUnavailable] = []
+
+    def hanging(*args: object, **more: object) -> Place:
+        entered.set()
+        goes_on.wait(60)
+        return open_place(*args, **more)  # type: ignore[arg-type]  # passed on
+
+    def opening() -> None:
+        try:
+            spool.open()
+        except DirectoryUnavailable as error:
+            errors.append(error)
+
+    monkeypatch.setattr("core.spool.directory.open_place", hanging)
+    thread = threading.Thread(target=opening)
+    thread.start()
+    assert entered.wait(60)
+    spool.close()
+    goes_on.set()
+    thread.join()
+    assert len(errors) == 1
+    assert logs(path) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Collection
@@ -12,6 +13,7 @@ import pytest
 
 from core.domain.outcome import Outcome
 from core.domain.sidecar import Sidecar
+from core.errors import MessageRefused
 from core.spool import kernel, recover
 from core.spool.claim import take_lock
 from core.spool.directory import Claim, Delete, DirectorySpool, Hold, PutBack, Recovered, ToBadmail, Verdict
@@ -19,7 +21,7 @@ from core.spool.kernel import Features
 from core.spool.logread import OwnerLog, read_logs
 from core.spool.place import Place
 from tests.support.clock import ManualClock
-from tests.support.spool import MAIL, claim, deferred, names_in, sent, spool_at, write
+from tests.support.spool import MAIL, claim, deferred, names_in, raises_errno, sent, spool_at, write
 
 DUE = Sidecar(attempts=1, due_at=1_700_000_000.0)
 
@@ -507,6 +509,61 @@ def test_a_move_that_a_power_cut_tore_is_completed(
     assert (path / there).stat().st_nlink == 1
     assert not [n for n in os.listdir(path / there.rpartition("/")[0]) if "~" in n], "it is there once"
     assert len(logs(path)) == 1
+    spool.close()
+
+
+@pytest.mark.parametrize("disposal", [ToBadmail, Hold])
+def test_a_torn_move_that_can_not_be_completed_yet_is_not_sent_and_completed_later(
+    path: Path, dead: DirectorySpool, monkeypatch: pytest.MonkeyPatch, disposal: type[ToBadmail | Hold]
+) -> None:
+    write(path)
+    claimed = claim(dead)
+    begin_and_outcome(claimed)
+    monkeypatch.setattr(dead.place.log, "disposed", lambda _: None)
+    dead.dispose([ToBadmail(claimed, DUE, "no") if disposal is ToBadmail else Hold(claimed, DUE)])
+    there = "badmail/x.eml" if disposal is ToBadmail else "x.eml.hold"
+    kill(dead)
+    neither_name(path, there)
+    spool = successor(path, dead)
+    with monkeypatch.context() as full:
+        full.setattr(recover, "move", raises_errno(errno.ENOSPC))
+        assert [*spool.recover()] == []
+    with pytest.raises(MessageRefused, match="No space left"):
+        spool.examine(b"x.eml", event_seen=True)
+    assert [*spool.orphans()] == []
+    assert (path / there).read_bytes() == MAIL
+    assert "x.eml" not in names_in(path)
+    assert not spool.place.stuck
+    spool.close()
+
+
+def test_a_copy_is_synced_before_its_original_goes(
+    path: Path, dead: DirectorySpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(path)
+    claimed = claim(dead)
+    begin_and_outcome(claimed)
+    monkeypatch.setattr(dead.place.log, "disposed", lambda _: None)
+    dead.dispose([ToBadmail(claimed, DUE, "no")])
+    kill(dead)
+    both_as_files(path, "badmail/x.eml")
+    did: list[str] = []
+    sync, unlink = os.fsync, os.unlink
+
+    def syncing(fd: int) -> None:
+        did.append("sync " + os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), path))
+        sync(fd)
+
+    def unlinking(name: bytes, *, dir_fd: int) -> None:
+        did.append("unlink " + os.fsdecode(name))
+        unlink(name, dir_fd=dir_fd)
+
+    spool = successor(path, dead)
+    monkeypatch.setattr(os, "fsync", syncing)
+    monkeypatch.setattr(os, "unlink", unlinking)
+    assert [*spool.recover()] == []
+    gone = did.index("unlink x.eml")
+    assert {"sync badmail/x.eml", "sync badmail"} <= set(did[:gone])
     spool.close()
 
 

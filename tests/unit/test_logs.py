@@ -194,6 +194,32 @@ async def test_threads_and_the_loop_lose_no_line_of_one_another(out: io.StringIO
         assert [event["number"] for event in events(writes) if event["event"] == who] == list(range(2000))
 
 
+def test_a_loop_that_ended_before_its_lines_were_written_keeps_back_no_other_loops(out: io.StringIO) -> None:
+    configure_logs(log_format="json", stream=out, final=True)
+    loop = asyncio.new_event_loop()
+
+    async def say(text: str, turns: int) -> None:
+        structlog.get_logger().info(text)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        loop.stop()
+
+    for text, turns in (("first", 0), ("second", 2)):
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(say(text, turns))
+        loop.run_forever()
+        assert task.done()
+        loop.close()
+    assert [event["event"] for event in events(out)][-1] == "second"
+
+
+async def test_other_libraries_lines_keep_their_place(out: io.StringIO) -> None:
+    configure_logs(log_format="json", stream=out, final=True)
+    structlog.get_logger().info("said first")
+    logging.getLogger("core.store").error("said then")
+    assert [event["event"] for event in events(out)] == ["said first", "said then"]
+
+
 def test_without_a_loop_each_line_is_written_at_once(out: io.StringIO) -> None:
     configure_logs(log_format="json", stream=out, final=True)
     structlog.get_logger().info("ready")

@@ -478,7 +478,8 @@ class Cycle:
         self._working[name] = task
         self._unsettled += 1
         for run in self._scanning:  # an event was faster than its scan, which finds it claimed
-            run.follow(name, task)
+            if name not in run.returned:
+                run.follow(name, task)
         return task
 
     async def _one(self, name: bytes, *, event_seen: bool) -> Delivered | None:

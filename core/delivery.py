@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import format_datetime
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import structlog
 
@@ -73,7 +74,7 @@ _LAST_SECOND = 253_402_300_799  # of the year 9999: file systems know later ones
 READ_INLINE_BYTES = 1 << 16  # larger files are read in a thread
 KEPT_BYTES = 1 << 20  # a file up to this size stays in memory from the first look to the sending
 KEPT_BYTES_ALL = 64 << 20  # so much of those read in a thread at once; the rest is read twice
-LARGE_AT_ONCE = 2  # one is read, one looked through, with the interpreter: more only keep the loop from it
+LARGE_AT_ONCE = 2  # in threads: read, of each directory; and looked through, where more only keep the loop from it
 
 
 class Quota(Protocol):
@@ -270,6 +271,7 @@ class Delivery:
         self._chance = chance
         self._host_name = host_name
         self._max_header_bytes = max_header_bytes
+        self._reading: WeakKeyDictionary[DirectorySpool, asyncio.Semaphore] = WeakKeyDictionary()
         self._large = asyncio.Semaphore(LARGE_AT_ONCE)
         self._kept = 0  # octets of large files that are kept in memory
 
@@ -334,11 +336,12 @@ class Delivery:
         kept = size if size <= KEPT_BYTES and self._kept + size <= KEPT_BYTES_ALL else 0
         self._kept += kept
         try:
-            async with self._large:
+            async with self._reading.setdefault(spool, asyncio.Semaphore(LARGE_AT_ONCE)):
                 read = await asyncio.to_thread(self._octets, opened, kept)  # however slow its file system is
-                if read.quick:
-                    # a thread would keep the interpreter from the loop as long, and at each of its system calls
-                    return self._judged(spool, directory, opened, read), kept
+            if read.quick:
+                # a thread would keep the interpreter from the loop as long, and at each of its system calls
+                return self._judged(spool, directory, opened, read), kept
+            async with self._large:
                 return await asyncio.to_thread(self._judged, spool, directory, opened, read), kept
         except BaseException:
             self._kept -= kept

@@ -203,8 +203,9 @@ class _Lines:
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the collector may have something to say in the middle of a write
         self._gathered: list[str] = []
+        self._writing = False
 
     def __call__(self, *_args: Any) -> _Lines:
         return self
@@ -218,14 +219,19 @@ class _Lines:
     debug = info = warning = error = critical = exception = log = fatal = warn = msg
 
     def _write(self) -> None:
-        lines, self._gathered = self._gathered, []
-        if not lines:
+        if self._writing:  # by this thread: it goes on with what was said meanwhile
             return
+        self._writing = True
         try:
-            self._out.write("\n".join((*lines, "")))
-            self._out.flush()
-        except (OSError, ValueError):  # no reader, no room, closed: the line is lost, the mail is not
-            return
+            while self._gathered:
+                lines, self._gathered = self._gathered, []
+                try:
+                    self._out.write("\n".join((*lines, "")))
+                    self._out.flush()
+                except (OSError, ValueError):  # no reader, no room, closed: the line is lost, the mail is not
+                    continue
+        finally:
+            self._writing = False
 
 
 class _GatheredLines(_Lines):

@@ -56,7 +56,7 @@ log = structlog.get_logger()
 COUNTS_STAT_LIMIT = 10_000  # messages up to which sizes and ages are looked at
 COUNTS_WAIT_SECONDS = 0.05  # a count that takes longer is not waited for where there is an earlier one
 COUNTS_SMALL_SECONDS = 1.0  # nor is it where a usually quick count has one before that is at most so old
-COUNTS_AGE_FACTOR = 20.0  # counts may be this many times as old as they took: they take a twentieth of the time at most
+COUNTS_AGE_FACTOR = 40.0  # counts may be this many times as old as they took: they take a fortieth of the time at most
 WAITS = frozenset({State.WAITING, State.DEFERRED})
 
 Block = tuple[Refusal | None, WaitingFor | None]

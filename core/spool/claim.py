@@ -337,9 +337,8 @@ def close_both(place: Place, fd: int, lock_fd: int, base: bytes) -> None:
 def _close_lock(place: Place, lock_fd: int, base: bytes) -> None:
     if lock_fd < 0:
         return
-    if not place.closed:
-        with suppress(OSError):
-            os.unlink(_lock_name(base), dir_fd=place.mpu_fd)
+    with suppress(OSError, DirectoryUnavailable), place:
+        os.unlink(_lock_name(base), dir_fd=place.mpu_fd)
     os.close(lock_fd)
 
 

@@ -218,15 +218,14 @@ def put_back_now(place: Place, claim: Claim) -> None:
         with place:
             _note_change(place, claim, name)
             kernel.rename_noreplace(name + names.LOCK, name, old_fd=fd, new_fd=fd, features=place.features)
+            if claim.logged:
+                with suppress(RelayError):
+                    place.log.disposed([claim.number])
+            finish(place, [claim])
     except DirectoryUnavailable:  # closed meanwhile
-        return release(claim.opened)
+        release(claim.opened)
     except OSError:
         dispose(place, [PutBack(claim)])
-        return None
-    if claim.logged:
-        with suppress(RelayError):
-            place.log.disposed([claim.number])
-    return finish(place, [claim])
 
 
 def _note_change(place: Place, claim: Claim, name: bytes) -> None:

@@ -80,7 +80,10 @@ def move(place: Place, old_fd: int, old: bytes, target: Target) -> None:
 def is_copy(opened: Opened, target: Target) -> bool:
     """Whether the file at the target has all of the message, time and octets; it is synced then. Raises OSError."""
     identity = opened.identity
-    fd = os.open(target.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=target.dir_fd)
+    try:
+        fd = os.open(target.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=target.dir_fd)
+    except OSError:  # a link, a socket, or another user's: none of ours
+        return False
     try:
         there = os.fstat(fd)
         if (there.st_mtime_ns, there.st_size) != (identity.mtime_ns, identity.size):

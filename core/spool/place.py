@@ -114,7 +114,7 @@ class Place:
 
     def _let_go(self) -> None:
         self.log.close()
-        for log in self.dead_logs.values():
+        for log in list(self.dead_logs.values()):
             log.close()
         for fd in {self.root_fd, self.work_fd, self.mpu_fd, self.badmail} - {-1}:
             os.close(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -12,7 +13,10 @@ from typing import Any
 import pytest
 
 import core.delivery
+from core.delivery import Delivered
 from core.domain.account import Directory, OnUnknown
+from core.domain.outcome import Outcome
+from core.spool.directory import DirectorySpool, Opened
 from tests.support.clock import ManualClock
 from tests.support.relay import SIMPLE, account, mail, running, until
 from tests.support.service import wait_until
@@ -254,11 +258,14 @@ async def test_the_room_for_large_mails_in_memory_comes_back_whatever_becomes_of
     [
         (mail(1, body=LARGE), True),
         (mail(1, body=LARGE).replace(b"\r\n", b"\n"), False),
+        (mail(1, body=LARGE.replace(b"\r\n", b"\n")), False),
+        (mail(1, body=LARGE.replace(b"\r\n", b"\r")), False),
+        (mail(1, body=LARGE).replace(b"@test>", b"@test.mail>"), False),
         (b"X-A: b\r\n" * 10_000 + mail(1, body=LARGE), False),
         (mail(1, body=LARGE * 2), False),
         (mail(1, body=b"short\r\n"), True),
     ],
-    ids=["some 100 KB", "line ends that change", "a long header", "over what is kept", "small"],
+    ids=["some 100 KB", "LF", "LF in the body", "CR in the body", "Rails", "long header", "over what is kept", "small"],
 )
 async def test_what_may_take_long_is_done_in_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, in_loop: bool
@@ -313,3 +320,44 @@ async def test_a_drain_waits_for_mail_that_an_event_claimed_before_its_scan_came
         answer = await bench.drain()
         assert (answer["sent"], answer["complete"]) == (1, True)
         assert await bench.history() == {"jo@example.org": "sent"}
+
+
+class _PutsOff:
+    """Delivers nothing."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def had_more_than(self, count: int) -> bool:
+        return self.count > count
+
+    async def deliver(
+        self, spool: DirectorySpool, directory: Directory, opened: Opened, settling: Callable[[], None]
+    ) -> Delivered:
+        del directory, settling
+        self.count += 1
+        spool.release(opened)
+        return Delivered(opened.identity, Outcome.DEFERRED)
+
+
+async def test_a_drain_counts_a_message_once_however_often_it_comes_back_beside_its_scan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        cycle = bench.relay.inlets.get("pickup").cycle
+        loop, scan, puts_off = asyncio.get_running_loop(), cycle.spool.scan, _PutsOff()
+        monkeypatch.setattr(cycle, "_deliverer", puts_off)
+        bench.drop("a.eml", mail(1))
+
+        def late() -> Iterator[bytes]:
+            for _ in range(3):
+                before = puts_off.count
+                loop.call_soon_threadsafe(functools.partial(cycle.offer, b"a.eml", event_seen=False))
+                wait_until(functools.partial(puts_off.had_more_than, before), "the delivery")
+                wait_until(lambda: not cycle.in_flight, "its end")
+            yield from scan()
+
+        monkeypatch.setattr(cycle.spool, "scan", late)
+        answer = await bench.drain()
+        assert puts_off.count == 3
+        assert (answer["deferred"], answer["sent"]) == (1, 0)

@@ -589,6 +589,25 @@ def test_another_message_at_the_place_of_a_torn_move_stays(
     spool.close()
 
 
+def test_a_torn_move_whose_place_is_taken_by_what_can_not_be_opened_goes_beside_it(
+    path: Path, dead: DirectorySpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(path)
+    claimed = claim(dead)
+    begin_and_outcome(claimed)
+    monkeypatch.setattr(dead.place.log, "disposed", lambda _: None)
+    dead.dispose([ToBadmail(claimed, DUE, "no")])
+    kill(dead)
+    neither_name(path, "badmail/x.eml")
+    (path / "badmail" / "x.eml").symlink_to("nowhere")
+    spool = successor(path, dead)
+    assert [*spool.recover()] == []
+    assert (path / "badmail" / "x~1.eml").read_bytes() == MAIL
+    assert (path / "badmail" / "x.eml").is_symlink()
+    assert names_in(path) == set()
+    spool.close()
+
+
 def test_one_that_dies_while_it_recovers_leaves_it_to_the_next(path: Path, dead: DirectorySpool) -> None:
     write(path)
     begin_and_outcome(claim(dead))

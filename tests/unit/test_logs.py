@@ -196,13 +196,12 @@ async def test_threads_and_the_loop_lose_no_line_of_one_another(out: io.StringIO
 
 def test_a_loop_that_ended_before_its_lines_were_written_keeps_back_no_other_loops(out: io.StringIO) -> None:
     configure_logs(log_format="json", stream=out, final=True)
-    loop = asyncio.new_event_loop()
 
     async def say(text: str, turns: int) -> None:
         structlog.get_logger().info(text)
         for _ in range(turns):
             await asyncio.sleep(0)
-        loop.stop()
+        asyncio.get_running_loop().stop()
 
     for text, turns in (("first", 0), ("second", 2)):
         loop = asyncio.new_event_loop()
@@ -211,6 +210,24 @@ def test_a_loop_that_ended_before_its_lines_were_written_keeps_back_no_other_loo
         assert task.done()
         loop.close()
     assert [event["event"] for event in events(out)][-1] == "second"
+
+
+class Talking(io.StringIO):
+    """The collector finds something to say in the middle of a write."""
+
+    def write(self, text: str) -> int:
+        if "gathered" in text:
+            logging.getLogger("asyncio").error("Task was destroyed")
+        return super().write(text)
+
+
+@pytest.mark.timeout(20)
+async def test_what_is_said_in_the_middle_of_a_write_comes_behind_it(out: io.StringIO) -> None:
+    talking = Talking()
+    configure_logs(log_format="json", stream=talking, final=True)
+    structlog.get_logger().info("gathered")
+    await asyncio.sleep(0)
+    assert [event["event"] for event in events(talking)] == ["gathered", "Task was destroyed"]
 
 
 async def test_other_libraries_lines_keep_their_place(out: io.StringIO) -> None:

@@ -16,7 +16,6 @@ keeps an old one is copied forward. Room for the outcomes of all that is begun i
 from __future__ import annotations
 
 import errno
-import json
 import os
 import secrets
 import struct
@@ -31,7 +30,7 @@ from json.encoder import encode_basestring_ascii as _quote
 from typing import TYPE_CHECKING
 
 from core.domain.clock import Clock
-from core.domain.outcome import RecipientOutcome
+from core.domain.outcome import RecipientOutcome, Way
 from core.errors import RelayError, StorageBroken, StorageFull
 from core.spool import kernel
 from core.spool.sidecars import TEMPORARY
@@ -60,6 +59,11 @@ def _row(outcome: RecipientOutcome) -> str:
         f"{'null' if blame is None else _quote(blame)},{'null' if code is None else int(code)},"
         f"{'null' if enhanced_code is None else _quote(enhanced_code)},{_quote(outcome.text)}]"
     )
+
+
+def _way(way: Way) -> str:
+    tls = "null" if way.tls is None else _quote(way.tls)
+    return f"[{_quote(way.account)},{_quote(way.server)},{tls},{way.started_at!r}]"
 
 
 @dataclass(slots=True)
@@ -127,7 +131,7 @@ class OutcomeLog:
     def begin(self, claim: Claim, recipients: Sequence[str]) -> None:
         """Before the final dot leaves. Raises StorageFull, StorageBroken."""
         way = claim.way
-        via = "" if way is None else json.dumps([way.account, way.server, way.tls, way.started_at])
+        via = "" if way is None else _way(way)
         body = self._mark(b"B", claim) + "\0".join([via, *recipients]).encode("utf-8", "surrogateescape")
         self._append(body, claim.number, room=_ROOM_PER_RECIPIENT * len(recipients))
 

@@ -16,7 +16,7 @@ from core.domain.message import State
 from core.domain.sidecar import Sidecar
 from core.errors import DirectoryUnavailable, RelayError, StorageBroken
 from core.spool import kernel, names
-from core.spool.claim import release, release_all
+from core.spool.claim import release, release_all, stat_at
 from core.spool.move import Target, first_free, move, targets
 from core.spool.permission import describe
 from core.spool.place import Place
@@ -147,10 +147,10 @@ class _Group:
                 except OSError as error:
                     return self._fail(each.disposal, error)
                 continue
-            except FileNotFoundError:
-                self._answer(Disposed(each.disposal, ok=True, error="it was removed by somebody else"))
-                return None
             except OSError as error:
+                if isinstance(error, FileNotFoundError) and stat_at(place.work_fd, locked) is None:
+                    self._answer(Disposed(each.disposal, ok=True, error="it was removed by somebody else"))
+                    return None
                 return self._fail(each.disposal, error)
             self.changed.update((place.work_fd, target.dir_fd))
             self._answer(Disposed(each.disposal, ok=True, file_name=target.file_name))

@@ -72,14 +72,29 @@ class Place:
     skew_monotonic: float = 0.0  # the file system's time less our monotonic time
     closed: bool = False
     badmail: int = -1
+    _badmail_before: list[int] = field(default_factory=list)
     _users: int = 0  # threads that work on its descriptors
     _using: threading.RLock = field(default_factory=threading.RLock)  # the collector may end a scan anywhere
 
     def badmail_fd(self, *, create: bool = False) -> int:
-        """Descriptor of badmail/; -1 if there is none. Raises OSError."""
-        if self.badmail < 0:
-            self.badmail = _subdirectory(self.root_fd, names.BADMAIL, create=create)
-        return self.badmail
+        """Descriptor of badmail/; -1 if there is none. Raises OSError.
+
+        Looked for anew each time: who tidies up moves it away, or removes it, while we run.
+        """
+        with self._using:
+            if self.badmail >= 0 and not self._badmail_leads_there():
+                self._badmail_before.append(self.badmail)  # a list of it may go on
+                self.badmail = -1
+            if self.badmail < 0:
+                self.badmail = _subdirectory(self.root_fd, names.BADMAIL, create=create)
+            return self.badmail
+
+    def _badmail_leads_there(self) -> bool:
+        try:
+            found = os.stat(names.BADMAIL, dir_fd=self.root_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(found, os.fstat(self.badmail))
 
     def __enter__(self) -> Self:
         """Its descriptors stay open to the end of this, whoever closes it: their numbers might lead elsewhere then.
@@ -116,7 +131,7 @@ class Place:
         self.log.close()
         for log in list(self.dead_logs.values()):
             log.close()
-        for fd in {self.root_fd, self.work_fd, self.mpu_fd, self.badmail} - {-1}:
+        for fd in {self.root_fd, self.work_fd, self.mpu_fd, self.badmail, *self._badmail_before} - {-1}:
             os.close(fd)
 
     def check_path(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -213,6 +214,36 @@ def test_a_copy_that_fails_leaves_the_message_and_no_half_copy(
     (answer,) = plain.retry_pending()
     assert answer.ok
     assert names_in(path / "badmail") == {"x.eml", "x.eml.reason.txt"}
+
+
+@pytest.mark.parametrize("tidied", ["removed", "moved away"])
+def test_badmail_that_is_tidied_up_meanwhile_is_made_again(path: Path, plain: DirectorySpool, tidied: str) -> None:
+    plain.dispose([ToBadmail(claim(plain, write(path, "old.eml")), Sidecar(), "why")])
+    if tidied == "removed":
+        shutil.rmtree(path / "badmail")
+    else:
+        (path / "badmail").rename(path.parent / "badmail.2026")
+    assert plain.counts().badmail == 0
+    (answer,) = plain.dispose([ToBadmail(claim(plain, write(path, "new.eml")), Sidecar(), "why")])
+    assert (answer.ok, answer.file_name) == (True, b"badmail/new.eml")
+    assert sorted(os.listdir(path / "badmail")) == ["new.eml", "new.eml.reason.txt"]
+    assert names_in(path) == set()
+    assert plain.counts().badmail == 1
+
+
+def test_badmail_that_vanishes_in_the_middle_of_a_move_keeps_the_mail_claimed_for_the_next_try(
+    path: Path, plain: DirectorySpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed = claim(plain, write(path))
+    with monkeypatch.context() as vanishing:
+        vanishing.setattr(kernel, "rename_noreplace", raises_errno(errno.ENOENT))
+        (answer,) = plain.dispose([ToBadmail(claimed, Sidecar(), "why")])
+    assert (answer.ok, answer.pending) == (False, True)
+    assert names_in(path) == {"x.eml.lck"}
+    (answer,) = plain.retry_pending()
+    assert answer.ok
+    assert names_in(path) == set()
+    assert (path / "badmail" / "x.eml").exists()
 
 
 def test_badmail_that_is_a_symbolic_link_gets_nothing(path: Path, plain: DirectorySpool) -> None:

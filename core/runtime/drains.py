@@ -157,7 +157,7 @@ class Drains:
             **_counted(messages.messages),
             id=drain.id,
             state="running" if running else "stopped" if stopped else "done",
-            complete=not (running or stopped or drain.failed),
+            complete=not (running or stopped or drain.failed or any(r.unavailable for r in reports)),
             stopped=stopped or (running and drain.stopping),
             started_at=drain.started_at,
             duration_seconds=round(end - drain.began, 3),

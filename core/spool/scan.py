@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing
@@ -105,12 +106,22 @@ def everything(place: Place) -> Iterator[tuple[State, int, bytes, bytes]]:
         for name in listing(place.root_fd):
             if name.endswith(names.HOLD) and matches(name[:-5]):
                 yield State.HELD, place.root_fd, name, name
-    for name in _dead(place):
-        yield State.BADMAIL, place.badmail_fd(), name, _BADMAIL_PREFIX + name
+    fd = _badmail(place)
+    for name in _dead(fd):
+        yield State.BADMAIL, fd, name, _BADMAIL_PREFIX + name
 
 
-def _dead(place: Place) -> Iterator[bytes]:
-    fd = place.badmail_fd()
+def _badmail(place: Place) -> int:
+    """Its descriptor; -1 where there is none, or something else of that name: moves into it fail then, and are told."""
+    try:
+        return place.badmail_fd()
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            return -1
+        raise
+
+
+def _dead(fd: int) -> Iterator[bytes]:
     if fd >= 0:
         for name in listing(fd):
             if name[:1] != b"." and not name.endswith(names.REASON):
@@ -181,4 +192,4 @@ def spots(place: Place, base: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     yield place.work_fd, base, place.prefix + base
     yield place.work_fd, base + names.LOCK, place.prefix + base + names.LOCK
     yield place.root_fd, base + names.HOLD, base + names.HOLD
-    yield place.badmail_fd(), base, _BADMAIL_PREFIX + base
+    yield _badmail(place), base, _BADMAIL_PREFIX + base

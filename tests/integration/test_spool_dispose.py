@@ -253,6 +253,9 @@ def test_badmail_that_is_a_symbolic_link_gets_nothing(path: Path, plain: Directo
     (answer,) = plain.dispose([ToBadmail(claim(plain), Sidecar(), "why")])
     assert (answer.ok, answer.pending) == (False, True)
     assert os.listdir(path.parent / "elsewhere") == []
+    counts = plain.counts()
+    assert (counts.claimed, counts.badmail) == (1, 0)
+    assert [entry.file_name for entry in plain.entries()] == [b"x.eml.lck"]
 
 
 def test_a_maildir_keeps_badmail_and_held_in_its_root(path: Path) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from core.domain.account import DotStuffing
+from core.domain.account import Directory, DotStuffing
+from core.domain.clock import Clock
 from core.domain.message import State
 from core.errors import DirectoryUnavailable, StorageBroken
 from core.spool.directory import DirectorySpool, PutBack
+from core.spool.kernel import Features
 from core.spool.place import Place, open_place
 from tests.support.spool import claim, names_in, spool_at, write
 
@@ -33,13 +35,12 @@ def test_two_that_open_it_at_once_open_it_once(path: Path, monkeypatch: pytest.M
     first = spool_at(path)
     spool = DirectorySpool(first.settings, clock=first.clock)
     first.close()
-    entered, real = threading.Semaphore(0), open_place
-    both = threading.Event()
+    entered, both = threading.Semaphore(0), threading.Event()
 
-    def slowly(*args: object, **more: object) -> Place:
+    def slowly(settings: Directory, *, clock: Clock, features: Features) -> Place:
         entered.release()
         both.wait(0.2)  # for the other one, who must not come
-        return real(*args, **more)  # type: ignore[arg-type]  # passed on
+        return open_place(settings, clock=clock, features=features)
 
     monkeypatch.setattr("core.spool.directory.open_place", slowly)
     threads = [threading.Thread(target=spool.open) for _ in range(2)]
@@ -136,10 +137,10 @@ def test_a_stop_does_not_wait_for_a_directory_that_hangs(path: Path, monkeypatch
     entered, goes_on = threading.Event(), threading.Event()
     errors: list[DirectoryUnavailable] = []
 
-    def hanging(*args: object, **more: object) -> Place:
+    def hanging(settings: Directory, *, clock: Clock, features: Features) -> Place:
         entered.set()
         goes_on.wait(60)
-        return open_place(*args, **more)  # type: ignore[arg-type]  # passed on
+        return open_place(settings, clock=clock, features=features)
 
     def opening() -> None:
         try:

@@ -469,6 +469,23 @@ def test_two_that_recover_at_once_share_the_work(
     two.close()
 
 
+def killed_behind_the_move(
+    path: Path,
+    dead: DirectorySpool,
+    monkeypatch: pytest.MonkeyPatch,
+    disposal: type[ToBadmail | Hold],
+    data: bytes = MAIL,
+) -> Claim:
+    """The message is where it was to go, and the log does not know yet."""
+    write(path, data=data)
+    claimed = claim(dead)
+    begin_and_outcome(claimed)
+    monkeypatch.setattr(dead.place.log, "disposed", lambda _: None)
+    dead.dispose([ToBadmail(claimed, DUE, "no") if disposal is ToBadmail else Hold(claimed, DUE)])
+    kill(dead)
+    return claimed
+
+
 def only_its_new_name(path: Path, there: str) -> None:
     """The disk kept what the last rename made, and forgot that the claim's had taken the old name away."""
     os.link(path / there, path / "x.eml")
@@ -495,12 +512,7 @@ def test_a_move_that_a_power_cut_tore_is_completed(
     forgotten: Callable[[Path, str], None],
 ) -> None:
     data = MAIL * 50_000
-    write(path, data=data)
-    claimed = claim(dead)
-    begin_and_outcome(claimed)
-    monkeypatch.setattr(dead.place.log, "disposed", lambda _: None)
-    dead.dispose([ToBadmail(claimed, DUE, "no") if disposal is ToBadmail else Hold(claimed, DUE)])
-    kill(dead)
+    killed_behind_the_move(path, dead, monkeypatch, disposal, data)
     forgotten(path, there)
     spool = successor(path, dead)
     assert [*spool.recover()] == []
@@ -516,13 +528,8 @@ def test_a_move_that_a_power_cut_tore_is_completed(
 def test_a_torn_move_that_can_not_be_completed_yet_is_not_sent_and_completed_later(
     path: Path, dead: DirectorySpool, monkeypatch: pytest.MonkeyPatch, disposal: type[ToBadmail | Hold]
 ) -> None:
-    write(path)
-    claimed = claim(dead)
-    begin_and_outcome(claimed)
-    monkeypatch.setattr(dead.place.log, "disposed", lambda _: None)
-    dead.dispose([ToBadmail(claimed, DUE, "no") if disposal is ToBadmail else Hold(claimed, DUE)])
+    killed_behind_the_move(path, dead, monkeypatch, disposal)
     there = "badmail/x.eml" if disposal is ToBadmail else "x.eml.hold"
-    kill(dead)
     neither_name(path, there)
     spool = successor(path, dead)
     with monkeypatch.context() as full:
@@ -540,12 +547,7 @@ def test_a_torn_move_that_can_not_be_completed_yet_is_not_sent_and_completed_lat
 def test_a_copy_is_synced_before_its_original_goes(
     path: Path, dead: DirectorySpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(path)
-    claimed = claim(dead)
-    begin_and_outcome(claimed)
-    monkeypatch.setattr(dead.place.log, "disposed", lambda _: None)
-    dead.dispose([ToBadmail(claimed, DUE, "no")])
-    kill(dead)
+    killed_behind_the_move(path, dead, monkeypatch, ToBadmail)
     both_as_files(path, "badmail/x.eml")
     did: list[str] = []
     sync, unlink = os.fsync, os.unlink
@@ -571,12 +573,7 @@ def test_another_message_at_the_place_of_a_torn_move_stays(
     path: Path, dead: DirectorySpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even one of the same time and size."""
-    write(path)
-    claimed = claim(dead)
-    begin_and_outcome(claimed)
-    monkeypatch.setattr(dead.place.log, "disposed", lambda _: None)
-    dead.dispose([ToBadmail(claimed, DUE, "no")])
-    kill(dead)
+    claimed = killed_behind_the_move(path, dead, monkeypatch, ToBadmail)
     neither_name(path, "badmail/x.eml")
     other = MAIL.replace(b"hello", b"world")
     write(path / "badmail", data=other)
@@ -592,12 +589,7 @@ def test_another_message_at_the_place_of_a_torn_move_stays(
 def test_a_torn_move_whose_place_is_taken_by_what_can_not_be_opened_goes_beside_it(
     path: Path, dead: DirectorySpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(path)
-    claimed = claim(dead)
-    begin_and_outcome(claimed)
-    monkeypatch.setattr(dead.place.log, "disposed", lambda _: None)
-    dead.dispose([ToBadmail(claimed, DUE, "no")])
-    kill(dead)
+    killed_behind_the_move(path, dead, monkeypatch, ToBadmail)
     neither_name(path, "badmail/x.eml")
     (path / "badmail" / "x.eml").symlink_to("nowhere")
     spool = successor(path, dead)

@@ -110,10 +110,7 @@ def test_kills_at_random_lose_nothing_and_repeat_only_what_was_unknown(tmp_path:
     assert all(unknown[name] >= times for name, times in repeated.items()), "each repetition was marked"
     assert sum(repeated.values()) <= 12, "at most what was in flight at the kills"
     assert names_in(path) == set()
-    left = os.listdir(path / ".mpu")
-    assert [n for n in left if ".log." in n] == []
-    sidecars = sum(n.endswith(".json") for n in left)
-    assert sidecars <= 12, "a kill between a message's unlink and its sidecar's may leave that; it does no harm"
+    assert [n for n in os.listdir(path / ".mpu") if ".log." in n or n.endswith(".json")] == []
 
 
 def test_a_process_killed_while_another_lives_is_taken_over(tmp_path: Path) -> None:

@@ -85,12 +85,12 @@ class _Group:
             self._move(each)
         deleted = [d.claim for d in self.disposals if isinstance(d, Delete) and self._unlink(d)]
         self._sync()
+        for claim in deleted:  # by now they can't come back; and before the mark, without which a recovery removes them
+            if claim.sidecar is not None:
+                place.sidecars.remove(claim.identity)
         done = [self.answers[d.claim.number].disposal.claim for d in self.disposals if self.answers[d.claim.number].ok]
         with suppress(RelayError):  # recovery finds out by itself; new claims have stopped
             place.log.disposed([c.number for c in done])
-        for claim in deleted:
-            if claim.sidecar is not None:
-                place.sidecars.remove(claim.identity)
         finish(place, done)
         return [self.answers[d.claim.number] for d in self.disposals]
 

@@ -24,6 +24,7 @@ from core.spool.log import sync_names
 from core.spool.logread import Logged, OwnerLog, read_logs
 from core.spool.move import first_free, is_copy, move, parse_target, targets
 from core.spool.place import Place
+from core.spool.scan import spots
 from core.spool.sidecars import Draft, Record
 from core.spool.values import Claim, Opened, Recovered, Verdict
 
@@ -291,8 +292,10 @@ class _Recovery:
             mine = place.claimed.get(logged.file_name)
             if mine is not None and mine.token == logged.token:
                 continue
-            if self.latest.get(logged.key) is logged and self._still_there(logged):
-                continue
+            if self.latest.get(logged.key) is logged:
+                if self._still_there(logged):
+                    continue
+                self._remove_sidecar(logged)
             place.forget_dead(logged.token)
         if not log.claims and place.dead_logs.pop(log.owner, None) is not None:
             with suppress(OSError):
@@ -305,3 +308,23 @@ class _Recovery:
             if found is not None and (found.st_mtime_ns, found.st_size) == (logged.mtime_ns, logged.size):
                 return True
         return False
+
+    def _remove_sidecar(self, logged: Logged) -> None:
+        """Its owner died between the unlink of the message and that of its sidecar, which stays if the message does."""
+        place = self.place
+        identity = MessageIdentity(place.settings.name, logged.arrival_name, logged.mtime_ns, logged.size)
+        record = place.sidecars.record_of(identity.file_hash)
+        if record is None:
+            return
+        bases = {logged.file_name, names.base_of(record.file_name)}
+        for _ in range(2):  # somebody may be moving it from a place not looked at yet to one that was
+            for base in bases:
+                for dir_fd, name, file_name in spots(place, base):
+                    if dir_fd < 0:
+                        if file_name == record.file_name:  # badmail/ is not there now
+                            return
+                        continue
+                    found = stat_at(dir_fd, name)
+                    if found is not None and (found.st_mtime_ns, found.st_size) == (logged.mtime_ns, logged.size):
+                        return
+        place.sidecars.remove(identity)

@@ -99,8 +99,8 @@ def test_things_happen_in_the_order_that_survives_a_power_loss(
         "rename a.eml.lck",
         "unlink b.eml.lck",
         "sync",
-        "disposed",
         f"unlink {b.identity.file_hash}.json",
+        "disposed",
     ]
 
 

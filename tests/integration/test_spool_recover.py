@@ -61,6 +61,10 @@ def logs(path: Path) -> list[str]:
     return [n for n in os.listdir(path / ".mpu") if ".log." in n]
 
 
+def sidecars(path: Path) -> list[str]:
+    return [n for n in os.listdir(path / ".mpu") if n.endswith(".json")]
+
+
 def successor(path: Path, dead: DirectorySpool) -> DirectorySpool:
     return spool_at(path, clock=ManualClock(), features=dead.features)
 
@@ -338,6 +342,66 @@ def test_a_kill_at_any_boundary_of_a_life_loses_nothing_and_counts_nothing_twice
             break
         number += 1
     assert number >= 5
+
+
+@pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
+def test_a_kill_at_any_boundary_leaves_no_sidecar_of_a_message_that_was_sent(
+    tmp_path: Path, features: Features
+) -> None:
+    number = 0
+    while True:
+        path = tmp_path / str(number)
+        dead = spool_at(path, features=features)
+        write(path)
+        dead.dispose([PutBack(claim(dead), Sidecar(attempts=1, accepted=frozenset({"c@d"})))])
+        claimed = claim(dead)
+        claimed.begin(["a@b"])
+        claimed.outcome(sent("a@b"))
+        finished = False
+        with pytest.MonkeyPatch.context() as patch:
+            calls = kill_at(patch, number)
+            with suppress(Killed):
+                dead.dispose([Delete(claimed)])
+                finished = True
+        kill(dead)
+        spool = spool_at(path, features=features)
+        for recovered in spool.recover():
+            assert recovered.sidecar is not None, "not before its message is gone for good"
+            assert recovered.sidecar.accepted == {"c@d"}
+            spool.dispose([Delete(recovered.claim)])
+        assert names_in(path) == set(), (number, calls)
+        assert sidecars(path) == [], (number, calls)
+        spool.close()
+        if finished:
+            break
+        number += 1
+    assert number >= 3
+
+
+@pytest.mark.parametrize("place", ["x.eml.hold", "badmail/x.eml", "no badmail"])
+def test_the_sidecar_of_a_dead_owners_message_stays_wherever_the_message_is(path: Path, place: str) -> None:
+    dead = spool_at(path)
+    write(path)
+    (path / "badmail").mkdir()
+    dead.dispose([PutBack(claim(dead), DUE)])
+    claimed = claim(dead)
+    claimed.begin(["a@b"])
+    if place == "no badmail":  # on a device that is away just now
+        with pytest.MonkeyPatch.context() as patch, suppress(Killed):
+            patch.setattr(dead.place.log, "disposed", raises_killed)
+            dead.dispose([ToBadmail(claimed, DUE, "why")])
+        os.rename(path / "badmail", path.parent / "away")
+    else:
+        os.rename(path / "x.eml.lck", path / place)  # by hand
+    kill(dead)
+    spool = successor(path, dead)
+    assert [*spool.recover()] == []
+    assert len(sidecars(path)) == 1
+    spool.close()
+
+
+def raises_killed(*_: object) -> None:
+    raise Killed
 
 
 def test_a_kill_at_any_boundary_of_the_recovery_of_a_kill_is_recovered_too(

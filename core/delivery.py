@@ -677,8 +677,7 @@ class Delivery:
                     reason=settlement.reason,
                     remedy="look at the provider whether it was delivered, then release or delete it",
                 )
-        if isinstance(disposed, Disposed) and not disposed.ok:
-            log.error("could not dispose of the file", **about, error=disposed.error, remedy=disposed.remedy)
+        _report_disposed(disposed, about)
 
     def _keep_added(self, work: _Work, settlement: Settlement) -> Settlement:
         """Date and Message-ID that were added stay the same on each attempt."""
@@ -751,8 +750,7 @@ class Delivery:
             reason=reason,
             remedy=rejection.remedy or "correct the file, then `mpu retry` it",
         )
-        if isinstance(disposed, Disposed) and not disposed.ok:
-            log.error("could not dispose of the file", message=opened.identity.id, error=disposed.error)
+        _report_disposed(disposed, {"message": opened.identity.id, "directory": directory.name})
         return Delivered(opened.identity, Outcome.FAILED, outcomes, (), None, None, False, opened.arrived_at, now)
 
     # --- a message whose owner died ---
@@ -891,6 +889,14 @@ def block_of(route: Route) -> Refusal:
 
 def _blame_of(rejection: MessageRejected) -> Blame:
     return Blame.SENDER if isinstance(rejection, SenderNotAllowed) else Blame.MESSAGE
+
+
+def _report_disposed(disposed: object, about: dict[str, str]) -> None:
+    if isinstance(disposed, Disposed) and disposed.error:
+        if disposed.ok:
+            log.warning("disposed of, with a remark", **about, remark=disposed.error)
+        else:
+            log.error("could not dispose of the file", **about, error=disposed.error, remedy=disposed.remedy)
 
 
 def _shown(seconds: float | None) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -130,13 +131,13 @@ class _Group:
 
     def _move(self, each: _Move) -> None:
         place, claim = self.place, each.disposal.claim
-        locked = claim.file_name + names.LOCK
+        locked, without = claim.file_name + names.LOCK, ""
         while True:
             target = each.target
             try:
                 _note_change(place, claim, target.base)
                 if isinstance(each.disposal, ToBadmail):
-                    write_reason(target, each.disposal.reason_text)
+                    without = write_reason(target, each.disposal.reason_text)
                 move(place, place.work_fd, locked, target)
             except FileExistsError:  # taken since it was planned
                 try:
@@ -153,7 +154,7 @@ class _Group:
                     return None
                 return self._fail(each.disposal, error)
             self.changed.update((place.work_fd, target.dir_fd))
-            self._answer(Disposed(each.disposal, ok=True, file_name=target.file_name))
+            self._answer(Disposed(each.disposal, ok=True, error=without, file_name=target.file_name))
             return None
 
     def _unlink(self, disposal: Delete) -> bool:
@@ -244,13 +245,27 @@ def discard_now(place: Place, claim: Claim) -> None:
         place.stuck[claim.identity] = error.strerror or str(error)
 
 
-def write_reason(target: Target, text: str) -> None:
-    """The plain words beside a dead letter, before it comes. Raises OSError."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(names.reason_name(target.base), flags, 0o640, dir_fd=target.dir_fd)
+_TAKEN = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM})
+
+
+def write_reason(target: Target, text: str) -> str:
+    """The plain words beside a dead letter, before it comes. Raises OSError.
+
+    Where their name is taken by what is no file of ours (a link, a pipe) the letter comes without; why is given back.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
+        fd = os.open(names.reason_name(target.base), flags, 0o640, dir_fd=target.dir_fd)
+    except OSError as error:
+        if error.errno not in _TAKEN:
+            raise
+        return f"it comes without its reason.txt: {error.strerror}"
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):  # a pipe that somebody reads
+            return "it comes without its reason.txt: that is not a file"
         write_all(fd, text.rstrip().encode("utf-8", "backslashreplace") + b"\n")
         os.fsync(fd)
+        return ""
     finally:
         os.close(fd)
 

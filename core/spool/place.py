@@ -285,7 +285,7 @@ def _start(place: Place) -> None:
                 if written - os.stat(name, dir_fd=place.mpu_fd).st_mtime > seconds:
                     _remove_unheld(place.mpu_fd, name)
     with suppress(OSError, ValueError):
-        fd = os.open(_STUFFING, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=place.mpu_fd)
+        fd = os.open(_STUFFING, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=place.mpu_fd)
         try:
             place.proven = DotStuffing(os.read(fd, 100).decode("ascii").strip())
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import stat
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import closing
@@ -72,12 +73,16 @@ def count(place: Place, *, stat_limit: int) -> Counts:
                     verified = tally[State.DEFERRED] < _VERIFIED_A_SCAN
                     if not verified or _is_of_its_sidecar(place, name, file_name):
                         state = State.DEFERRED  # the name told us no more
-            tally[state] += 1
             looked += 1
-            if looked <= stat_limit and (found := stat_at(dir_fd, name)) is not None:
-                size += found.st_size
-                if state in (State.WAITING, State.DEFERRED):
-                    oldest = found.st_mtime if oldest is None else min(oldest, found.st_mtime)
+            if looked <= stat_limit:
+                found = stat_at(dir_fd, name)
+                if found is not None:  # else it is on its way
+                    if not stat.S_ISREG(found.st_mode):
+                        continue
+                    size += found.st_size
+                    if state in (State.WAITING, State.DEFERRED):
+                        oldest = found.st_mtime if oldest is None else min(oldest, found.st_mtime)
+            tally[state] += 1
     except OSError as error:
         raise unavailable(place.settings.path, error) from None
     cheap = looked <= stat_limit
@@ -144,9 +149,9 @@ def entries(place: Place, states: Collection[State] | None) -> Iterator[Entry]:
 
 
 def entry_at(place: Place, dir_fd: int, name: bytes, file_name: bytes) -> Entry | None:
-    """The message that lies there now; None if there is none. Raises OSError."""
+    """The message that lies there now; None if there is none, or something that is no file. Raises OSError."""
     found = stat_at(dir_fd, name)
-    if found is None:
+    if found is None or not stat.S_ISREG(found.st_mode):
         return None
     plain = file_name[: -len(names.LOCK)] if name.endswith(names.LOCK) else file_name
     raw = MessageIdentity(place.settings.name, names.base_of(file_name), found.st_mtime_ns, found.st_size)

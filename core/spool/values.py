@@ -176,7 +176,10 @@ Disposal = Delete | PutBack | ToBadmail | Hold
 
 @dataclass(frozen=True, slots=True)
 class Disposed:
-    """What became of one disposal. Not ok: `error` says why; `pending` ones are kept locked and tried again."""
+    """What became of one disposal. Not ok: `error` says why; `pending` ones are kept locked and tried again.
+
+    Ok with an `error`: it is where it belongs, and something beside it is not as usual.
+    """
 
     disposal: Disposal
     ok: bool

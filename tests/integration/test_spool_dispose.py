@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from core.domain.account import MessageFormat
+from core.domain.message import State
 from core.domain.sidecar import Sidecar
 from core.errors import MessageRefused, StorageBroken
 from core.spool import kernel
@@ -214,6 +215,51 @@ def test_a_copy_that_fails_leaves_the_message_and_no_half_copy(
     (answer,) = plain.retry_pending()
     assert answer.ok
     assert names_in(path / "badmail") == {"x.eml", "x.eml.reason.txt"}
+
+
+TAKEN_BY: dict[str, Callable[[Path], object]] = {
+    "directory": Path.mkdir,
+    "link": lambda path: path.symlink_to("/dev/null"),
+    "dangling link": lambda path: path.symlink_to("nowhere"),
+    "pipe": os.mkfifo,
+}
+
+
+@pytest.mark.parametrize("taken_by", TAKEN_BY.values(), ids=TAKEN_BY)
+def test_a_dead_letter_comes_without_its_reason_where_the_name_is_taken(
+    path: Path, plain: DirectorySpool, taken_by: Callable[[Path], object]
+) -> None:
+    (path / "badmail").mkdir()
+    reason = path / "badmail" / "x.eml.reason.txt"
+    taken_by(reason)
+    (answer,) = plain.dispose([ToBadmail(claim(plain, write(path)), Sidecar(reason="why"), "why")])
+    assert (answer.ok, answer.file_name) == (True, b"badmail/x.eml")
+    assert "reason.txt" in answer.error
+    assert not reason.is_file() or reason.is_symlink()
+    (entry,) = plain.entries({State.BADMAIL})
+    assert entry.sidecar is not None
+    assert entry.sidecar.reason == "why"
+
+
+def test_a_pipe_in_the_place_of_a_reason_is_not_written_to_though_it_is_read(path: Path, plain: DirectorySpool) -> None:
+    (path / "badmail").mkdir()
+    os.mkfifo(path / "badmail" / "x.eml.reason.txt")
+    reader = os.open(path / "badmail" / "x.eml.reason.txt", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        (answer,) = plain.dispose([ToBadmail(claim(plain, write(path)), Sidecar(), "why")])
+        assert answer.ok
+        assert "reason.txt" in answer.error
+        assert os.read(reader, 100) == b""
+    finally:
+        os.close(reader)
+
+
+def test_what_is_no_file_is_no_dead_letter(path: Path, plain: DirectorySpool) -> None:
+    plain.dispose([ToBadmail(claim(plain, write(path)), Sidecar(), "why")])
+    for name, make in TAKEN_BY.items():
+        make(path / "badmail" / f"{name}.eml")
+    assert [e.file_name for e in plain.entries({State.BADMAIL})] == [b"badmail/x.eml"]
+    assert plain.counts().badmail == 1
 
 
 @pytest.mark.parametrize("tidied", ["removed", "moved away"])

@@ -157,3 +157,12 @@ def test_a_stop_does_not_wait_for_a_directory_that_hangs(path: Path, monkeypatch
     thread.join()
     assert len(errors) == 1
     assert logs(path) == []
+
+
+def test_a_pipe_in_mpu_does_not_hold_the_opening_up(tmp_path: Path) -> None:
+    path = tmp_path / "in"
+    spool_at(path).close()
+    os.mkfifo(path / ".mpu" / "dot-stuffing")
+    spool = spool_at(path)
+    assert spool.proven() is None
+    spool.close()

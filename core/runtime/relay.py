@@ -495,11 +495,11 @@ class Relay:
             await asyncio.gather(self._watching, return_exceptions=True)
         self.watcher.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        loop = asyncio.get_running_loop()
+        last = loop.time() + CLOSE_SECONDS
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
+            async with asyncio.timeout_at(last):
                 await self.slowdowns.close()
-        with contextlib.suppress(TimeoutError):  # a database that fails: the directory's log tells the next start
-            async with asyncio.timeout(CLOSE_SECONDS):
                 await self.store.ledger.flush()
         self.messages.close()
         await self.inlets.close()
@@ -507,7 +507,7 @@ class Relay:
         await self.tokens.close()
         if self.sandbox is not None:
             await self.sandbox.stop()
-        await asyncio.to_thread(self.store.close, CLOSE_SECONDS)
+        await asyncio.to_thread(self.store.close, max(last - loop.time(), 0.0))
         self._state = "stopped"
         log.info("stopped")
 

@@ -53,6 +53,9 @@ def sender_route_rules(
     if not errors:
         for number, position, text in stranded(routes, accounts):
             detail = f"no account of the route may send as {text!r}"
+            served = (accounts[name] for name in routes[number].accounts)
+            if any(account.allows_some(sender_entry(text)) for account in served):
+                detail += ", but as addresses that have a route of their own"
             errors.append(FieldError(f"/sender_routes/{number}/senders/{position}", "conflict", detail))
     return errors
 

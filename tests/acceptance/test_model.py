@@ -392,7 +392,7 @@ def test_relay_does_what_the_model_says() -> None:
     run_state_machine_as_test(
         RelayMachine,
         settings=settings(
-            max_examples=EXAMPLES or 15,
+            max_examples=EXAMPLES or 10,
             stateful_step_count=STEPS,
             derandomize=not EXAMPLES,
             database=None,

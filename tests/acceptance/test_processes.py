@@ -63,7 +63,7 @@ def _history(running: Service) -> Iterator[dict[str, Any]]:
 
 
 def test_three_services_and_two_commands_on_one_directory_send_each_mail_once(tmp_path: Path) -> None:
-    path, ledger, count = tmp_path / "spool" / "pickup", tmp_path / "ledger", 2000
+    path, ledger, count = tmp_path / "spool" / "pickup", tmp_path / "ledger", 1000
     path.mkdir(parents=True)
     with (
         mail_server(ledger) as port,
@@ -117,7 +117,7 @@ def test_killed_in_mid_flow_and_started_again_loses_nothing_and_doubles_only_wha
 
 
 def test_a_stop_under_load_leaves_no_claim_and_no_duplicate(tmp_path: Path) -> None:
-    path, ledger, count = tmp_path / "spool" / "pickup", tmp_path / "ledger", 1500
+    path, ledger, count = tmp_path / "spool" / "pickup", tmp_path / "ledger", 900
     data = tmp_path / "data"
     path.mkdir(parents=True)
     with mail_server(ledger) as port:

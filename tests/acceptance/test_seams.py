@@ -15,6 +15,7 @@ from core import cycle as cycles
 from core.delivery import Delivery
 from core.domain.account import Directory
 from core.errors import StorageFull
+from core.runtime import relay
 from core.spool import recover
 from core.spool.body import FileContent
 from core.spool.log import OutcomeLog
@@ -180,8 +181,9 @@ async def test_a_stop_that_cuts_off_is_not_held_against_the_account(tmp_path: Pa
 
 
 async def test_a_stop_does_not_wait_for_a_locked_database_and_the_next_start_sends_nothing_twice(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(relay, "CLOSE_SECONDS", 0.5)
     async with SmtpServer() as server:
         async with running(tmp_path, [account(server)], watch=True, grace_seconds=0.1) as bench:
             other = sqlite3.connect(tmp_path / "data" / "mpu.sqlite3", isolation_level=None)

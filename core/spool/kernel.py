@@ -11,8 +11,9 @@ import errno
 import fcntl
 import os
 import signal
+import struct
 from collections.abc import Generator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -101,15 +102,69 @@ def no_writer(fd: int, features: Features) -> bool | None:
     return True
 
 
+class _Getdents64(Protocol):
+    def __call__(self, fd: int, buffer: ctypes.Array[ctypes.c_char], octets: int, /) -> int: ...
+
+
+@cache
+def _getdents64() -> _Getdents64 | None:
+    try:
+        function = ctypes.CDLL(None, use_errno=True).getdents64
+    except (AttributeError, OSError):  # another platform, or a C library before glibc 2.30
+        return None
+    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+    function.restype = ctypes.c_ssize_t
+    return function
+
+
+_LISTING_OCTETS = 1 << 16  # of names at a time
+_DIRENT = struct.Struct("=QqHB")  # struct linux_dirent64 (getdents64(2)): inode, offset, length, type; the name follows
+
+
 def listing(dir_fd: int) -> Generator[bytes, None, None]:
     """Names in a directory, streaming. Raises OSError."""
+    with closing(inodes(dir_fd)) as entries:
+        for name, _ in entries:
+            yield name
+
+
+def inodes(dir_fd: int) -> Generator[tuple[bytes, int], None, None]:
+    """Names in a directory with their inodes, streaming. Raises OSError.
+
+    Many with one call: scandir lets go of the interpreter at each name, and beside a loop that is busy sending it takes
+    longer to come back than to read hundreds (a count of 15,000 took 0.4 to 0.9 s, and the loop as much of its time).
+    """
     fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)  # its own position, unlike a dup
     try:
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                yield os.fsencode(entry.name)
+        getdents = _getdents64()
+        if getdents is None:
+            with os.scandir(fd) as entries:
+                for entry in entries:
+                    yield os.fsencode(entry.name), entry.inode()
+            return
+        buffer = ctypes.create_string_buffer(_LISTING_OCTETS)
+        while size := _filled(getdents, fd, buffer):
+            records, at = ctypes.string_at(buffer, size), 0
+            while at < size:
+                inode, _, length, _ = _DIRENT.unpack_from(records, at)
+                begin = at + _DIRENT.size
+                name = records[begin : records.index(0, begin)]
+                at += length
+                if name != b"." and name != b"..":
+                    yield name, inode
     finally:
         os.close(fd)
+
+
+def _filled(getdents: _Getdents64, fd: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
+    """Octets that were read; 0 at the end, which is where a removed directory is too (readdir(3)). Raises OSError."""
+    while (size := getdents(fd, buffer, len(buffer))) < 0:
+        number = ctypes.get_errno()
+        if number == errno.ENOENT:
+            return 0
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+    return size
 
 
 def lock(fd: int) -> bool:

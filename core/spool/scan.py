@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing
 
 from core.domain.message import MessageId, MessageIdentity, State
@@ -64,37 +64,49 @@ def count(place: Place, *, stat_limit: int) -> Counts:
     place.check_path()
     place.sidecars.refresh()
     tally = Counter[State]()
-    size, oldest, looked = 0, None, 0
+    due_at_of = place.sidecars.due_at
+    few: list[tuple[State, int, bytes]] | None = []  # to be looked at; None: they are too many
     try:
         for state, dir_fd, name, file_name in everything(place):
             if state is State.WAITING:
-                due_at = place.sidecars.due_at(file_name)
-                if place.lies_ahead(due_at):
+                due_at = due_at_of(file_name)
+                if due_at is not None and place.lies_ahead(due_at):
                     verified = tally[State.DEFERRED] < _VERIFIED_A_SCAN
                     if not verified or _is_of_its_sidecar(place, name, file_name):
                         state = State.DEFERRED  # the name told us no more
-            looked += 1
-            if looked <= stat_limit:
-                found = stat_at(dir_fd, name)
-                if found is not None:  # else it is on its way
-                    if not stat.S_ISREG(found.st_mode):
-                        continue
-                    size += found.st_size
-                    if state in (State.WAITING, State.DEFERRED):
-                        oldest = found.st_mtime if oldest is None else min(oldest, found.st_mtime)
             tally[state] += 1
+            if few is not None:
+                few.append((state, dir_fd, name))
+                if len(few) > stat_limit:
+                    few = None
+        size, oldest = (None, None) if few is None else _looked_at(few, tally)
     except OSError as error:
         raise unavailable(place.settings.path, error) from None
-    cheap = looked <= stat_limit
     return Counts(
         waiting=tally[State.WAITING],
         claimed=tally[State.CLAIMED],
         deferred=tally[State.DEFERRED],
         held=tally[State.HELD],
         badmail=tally[State.BADMAIL],
-        size_bytes=size if cheap else None,
-        oldest_mtime=oldest if cheap else None,
+        size_bytes=size,
+        oldest_mtime=oldest,
     )
+
+
+def _looked_at(few: Iterable[tuple[State, int, bytes]], tally: Counter[State]) -> tuple[int, float | None]:
+    """Octets of all, and the oldest time of those that wait; what is no file is taken from the tally."""
+    size, oldest = 0, None
+    for state, dir_fd, name in few:
+        found = stat_at(dir_fd, name)
+        if found is None:  # on its way
+            continue
+        if not stat.S_ISREG(found.st_mode):
+            tally[state] -= 1
+            continue
+        size += found.st_size
+        if state in (State.WAITING, State.DEFERRED):
+            oldest = found.st_mtime if oldest is None else min(oldest, found.st_mtime)
+    return size, oldest
 
 
 def everything(place: Place) -> Iterator[tuple[State, int, bytes, bytes]]:

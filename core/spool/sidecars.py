@@ -20,7 +20,7 @@ from typing import Any
 
 from core.domain.message import MessageIdentity
 from core.domain.sidecar import Sidecar
-from core.spool import names
+from core.spool import kernel, names
 
 _SUFFIX = b".json"
 _HASH_LENGTH = 32
@@ -124,20 +124,14 @@ class Sidecars:
         if changed == self._fresh_ns:
             return
         seen = set()
-        listing = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
-        try:
-            with os.scandir(listing) as entries:
-                for entry in entries:
-                    file_name = entry.name
-                    if len(file_name) != _HASH_LENGTH + len(_SUFFIX) or not file_name.endswith(".json"):
-                        continue
-                    file_hash = file_name[:_HASH_LENGTH]
-                    seen.add(file_hash)
-                    known = self._by_hash.get(file_hash)
-                    if known is None or known.inode != entry.inode():
-                        self._read(file_hash)
-        finally:
-            os.close(listing)
+        for name, inode in kernel.inodes(self._fd):
+            if len(name) != _HASH_LENGTH + len(_SUFFIX) or not name.endswith(_SUFFIX):
+                continue
+            file_hash = name[:_HASH_LENGTH].decode("ascii", "replace")
+            seen.add(file_hash)
+            known = self._by_hash.get(file_hash)
+            if known is None or known.inode != inode:
+                self._read(file_hash)
         for file_hash in [h for h in list(self._by_hash) if h not in seen]:
             if not os.access(file_hash.encode() + _SUFFIX, os.F_OK, dir_fd=self._fd):
                 self._forget(file_hash)

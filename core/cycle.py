@@ -309,7 +309,7 @@ class Cycle:
             if ended():
                 return
             with contextlib.suppress(RelayError):  # it moved on meanwhile
-                self.spool.retry(entry)
+                await asyncio.to_thread(self.spool.retry, entry)  # it syncs
 
     async def _work_off(self, report: Report, ended: Callable[[], bool], linger_seconds: float) -> None:
         run = _Run(report, self._is_soon)

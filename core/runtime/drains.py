@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,7 +12,7 @@ import structlog
 from core.cycle import Report
 from core.domain.clock import Clock
 from core.domain.outcome import Outcome
-from core.errors import FieldError, InvalidSettings, NotRunning
+from core.errors import DirectoryUnavailable, FieldError, InvalidSettings, NotRunning
 from core.runtime.audit import Audit
 from core.runtime.finished import Register, new_id
 from core.runtime.inlets import Inlet, Inlets
@@ -171,8 +172,13 @@ def _counted(counter: dict[Outcome, int]) -> dict[str, int]:
 
 
 async def _remaining(inlet: Inlet) -> int:
-    counts = await asyncio.to_thread(inlet.spool.counts, stat_limit=0)
-    return counts.waiting
+    def waiting() -> int:
+        with contextlib.suppress(DirectoryUnavailable):  # which its row says
+            inlet.spool.open()
+            return inlet.spool.counts(stat_limit=0).waiting
+        return 0
+
+    return await asyncio.to_thread(waiting)
 
 
 def _blocked(inlet: Inlet, report: Report) -> tuple[Blocked, ...]:

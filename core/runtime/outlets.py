@@ -433,12 +433,15 @@ class Outlets:
         for transport in [*(outlet.transport for outlet in self._outlets.values()), *self._closing.values()]:
             transport.abort()
 
-    async def close(self) -> None:
-        """QUIT everywhere."""
+    async def close(self, timeout_seconds: float | None = None) -> bool:
+        """QUIT everywhere. False: time was up; may be called again."""
         self.quotas.close()
         for name in self.names:
             self.remove(name)
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        if not self._closing:
+            return True
+        _, waiting = await asyncio.wait(list(self._closing), timeout=timeout_seconds)
+        return not waiting
 
     # --- within ---
 

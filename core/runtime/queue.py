@@ -55,6 +55,7 @@ log = structlog.get_logger()
 
 COUNTS_STAT_LIMIT = 10_000  # messages up to which sizes and ages are looked at
 COUNTS_WAIT_SECONDS = 0.05  # a count that takes longer is not waited for where there is an earlier one
+COUNTS_PATIENCE_SECONDS = 5.0  # nor any; where there is none before, zeros are shown
 COUNTS_SMALL_SECONDS = 1.0  # nor is it where a usually quick count has one before that is at most so old
 COUNTS_AGE_FACTOR = 40.0  # counts may be this many times as old as they took: they take a fortieth of the time at most
 WAITS = frozenset({State.WAITING, State.DEFERRED})
@@ -156,17 +157,20 @@ class Queue:
         known = self._counted.get(spool)
         if known is not None and began - known.monotonic < COUNTS_AGE_FACTOR * known.took:
             return known
-        usually_quick = known is not None and known.took < COUNTS_WAIT_SECONDS
-        if known is None or (usually_quick and began - known.monotonic > COUNTS_SMALL_SECONDS):
-            return await self._count(spool, known)
-        # a large directory, or one whose drain leaves a count little time: those who ask wait a little for the count
-        # that all of them share, else have the one before
+        # all who ask share one count: a file system that hangs must not take a thread each
         counting = self._counting.get(spool)
         if counting is None:
             counting = self._counting[spool] = asyncio.get_running_loop().create_task(self._count(spool, known))
             counting.add_done_callback(lambda task: self._count_ended(spool, task))
-        await asyncio.wait([counting], timeout=COUNTS_WAIT_SECONDS)
-        return counting.result() if counting.done() else known
+        seconds = COUNTS_PATIENCE_SECONDS
+        if known is not None and (
+            known.took >= COUNTS_WAIT_SECONDS or began - known.monotonic <= COUNTS_SMALL_SECONDS
+        ):  # large, or its drain leaves a count little time: the one before will do
+            seconds = COUNTS_WAIT_SECONDS
+        await asyncio.wait([counting], timeout=seconds)
+        if counting.done():
+            return counting.result()
+        return known or _Counted(Counts(), self.clock.now(), began, 0.0)
 
     def _count_ended(self, spool: DirectorySpool, task: asyncio.Task[_Counted]) -> None:
         self._counting.pop(spool, None)

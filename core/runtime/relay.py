@@ -70,6 +70,7 @@ from core.store.tables import REVISION
 
 log = structlog.get_logger()
 
+FILE_THREADS = 64  # that wait for file systems; made as they are needed
 ABORTED_SECONDS = 2.0  # what was cut off has its outcome at once; only its commit is waited for
 START_AGAIN_SECONDS = (1.0, 2.0, 5.0, 10.0)  # between tries of a start that failed; the last goes on
 CLOSE_SECONDS = 5.0  # for a last commit; what can't be committed is told by the directory's log at the next start
@@ -92,6 +93,7 @@ class Relay:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watching: asyncio.Task[None] | None = None
         self._retrying: asyncio.Task[None] | None = None
+        self._cut_off_at = 0.0  # of a stop, by the loop's clock: what is in flight then is cut off
         self._was_healthy = True
 
     def __getattr__(self, name: str) -> Any:
@@ -109,13 +111,21 @@ class Relay:
         What may pass (no space, a lock, a disk that is not there yet) is tried again until it works.
         """
         self._state = "starting"
+        # asyncio's own has six on two cores: as many directories whose file system hangs would stop all others
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(FILE_THREADS, "mpu-files"))
         if not await self._try_start() and _may_pass(self.failure):
             self._retrying = asyncio.get_running_loop().create_task(self._start_again())
 
     async def _start_again(self) -> None:
         for delay in itertools.chain(START_AGAIN_SECONDS, itertools.repeat(START_AGAIN_SECONDS[-1])):
             await asyncio.sleep(delay)
-            if await self._try_start() or not _may_pass(self.failure):
+            try:
+                if await self._try_start() or not _may_pass(self.failure):
+                    return
+            except Exception as error:
+                log.exception("the start failed", remedy="restart the service, and report this as a fault")
+                self.failure = NotRunning(f"the start failed: {error!r}", remedy="restart the service")
+                self._state = "failed"
                 return
 
     async def _try_start(self) -> bool:
@@ -290,6 +300,8 @@ class Relay:
             await inlet.cycle.ready()
         except RelayError as error:
             log.warning("directory not ready", directory=inlet.directory.name, reason=error.detail, remedy=error.remedy)
+        except Exception:  # nothing that one directory has may stop the others
+            log.exception("directory not ready", directory=inlet.directory.name, remedy="report this as a fault")
 
     async def _start_demo(self) -> None:
         self.sandbox = Sandbox(
@@ -465,6 +477,7 @@ class Relay:
         if self._state not in ("ready", "starting"):
             return
         self._state = "stopping"
+        self._cut_off_at = asyncio.get_running_loop().time() + self.settings.grace_seconds
         log.info("stopping", grace_seconds=self.settings.grace_seconds)
         if "inlets" in self.__dict__:
             self.inlets.begin_stop()
@@ -481,7 +494,10 @@ class Relay:
         if self._state in ("stopped", "failed", "new") or "store" not in self.__dict__:
             self._state = "stopped"
             return
-        if not await self.inlets.drained(self.settings.grace_seconds):
+        loop = asyncio.get_running_loop()
+        if not await self.inlets.drained(
+            max(self._cut_off_at - loop.time(), 0.0)
+        ):  # open requests had their part of it
             log.warning("cut off after the grace time", grace_seconds=self.settings.grace_seconds)
             self.outlets.abort()
             await self.inlets.drained(ABORTED_SECONDS)
@@ -494,16 +510,17 @@ class Relay:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
         self.watcher.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        loop = asyncio.get_running_loop()
         last = loop.time() + CLOSE_SECONDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(last):
+                await asyncio.gather(*self._tasks, return_exceptions=True)
                 await self.slowdowns.close()
                 await self.store.ledger.flush()
         self.messages.close()
         await self.inlets.close()
-        await self.outlets.close()
+        if not await self.outlets.close(ABORTED_SECONDS):
+            self.outlets.abort()  # a test message whose reply does not come
+            await self.outlets.close(ABORTED_SECONDS)
         await self.tokens.close()
         if self.sandbox is not None:
             await self.sandbox.stop()

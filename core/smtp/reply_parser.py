@@ -2,7 +2,7 @@
 
     Reply-line     = code ("-" / SP) [text] CRLF ; "-" where more lines follow
 All lines of one reply carry the same code. A bare LF ends a line too, since some servers write it; a code alone on its
-line is taken. Everything is bounded: a line, and the number of lines.
+line is taken. Everything is bounded: a line, the number of lines, and how much of their text is kept.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from core.smtp.errors import ProtocolError
 
 MAX_LINE_BYTES = 32 * 1024
 MAX_LINES = 512
+MAX_TEXT = 16 * 1024  # characters of a reply that are kept: each of its recipients has them in the outcome log
 MAX_SEEN = 32  # replies kept, since "250 2.1.5 Ok" comes again and again
 MAX_SEEN_BYTES = 48
 
@@ -23,13 +24,14 @@ _LINE = re.compile(rb"([2-5][0-9][0-9])(?:([ -])(.*))?", re.DOTALL)
 class ReplyParser:
     """Feed octets, get complete replies; what is incomplete is kept."""
 
-    __slots__ = ("_buffer", "_code", "_lines", "_seen", "error")
+    __slots__ = ("_buffer", "_code", "_lines", "_room", "_seen", "error")
 
     def __init__(self) -> None:
         self.error: ProtocolError | None = None  # set: what was fed is no SMTP from here on
         self._buffer = b""
         self._code = b""
         self._lines: list[str] = []
+        self._room = MAX_TEXT
         self._seen: dict[bytes, Reply] = {}
 
     @property
@@ -71,9 +73,10 @@ class ReplyParser:
             self._code = code
         elif code != self._code:
             raise ProtocolError(f"the server sent a reply of mixed codes: {self._code.decode()} and {code.decode()}")
-        words = text.decode("utf-8", "replace") if text else ""
+        words = text.decode("utf-8", "replace")[: self._room] if text else ""
         if more == b"-":
             self._lines.append(words)
+            self._room -= len(words)
             if len(self._lines) >= MAX_LINES:
                 raise ProtocolError(f"the server sent a reply of over {MAX_LINES} lines")
             return None
@@ -83,7 +86,7 @@ class ReplyParser:
                 self._seen[line] = reply
             return reply
         reply = Reply(int(code), (*self._lines, words))
-        self._lines = []
+        self._lines, self._room = [], MAX_TEXT
         return reply
 
 

@@ -311,18 +311,25 @@ def take_lock(place: Place, fd: int, base: bytes) -> int:
     if place.features.flock:
         try:
             if kernel.lock(fd):
+                place.flocked = True
                 return -1
-        except OSError:
+        except OSError as error:
+            if place.flocked:  # with lock files we would not see the others' locks, nor they ours
+                raise MessageBusy(f"it can't be locked now: {error.strerror}") from None
             place.features.flock = False
         else:
             raise MessageBusy("somebody else has locked it")
     name = _lock_name(base)
     while True:
         lock_fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o660, dir_fd=place.mpu_fd)
-        held = kernel.lock(lock_fd)
-        found = stat_at(place.mpu_fd, name)
-        if held and found is not None and found.st_ino == os.fstat(lock_fd).st_ino:
-            return lock_fd
+        try:
+            held = kernel.lock(lock_fd)
+            found = stat_at(place.mpu_fd, name)
+            if held and found is not None and found.st_ino == os.fstat(lock_fd).st_ino:
+                return lock_fd
+        except OSError:
+            os.close(lock_fd)
+            raise
         os.close(lock_fd)  # not held, or its last holder removed it meanwhile
         if not held:
             raise MessageBusy("somebody else has locked it")

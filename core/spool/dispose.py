@@ -160,9 +160,10 @@ class _Group:
     def _unlink(self, disposal: Delete) -> bool:
         place, claim = self.place, disposal.claim
         try:
-            os.unlink(claim.file_name + names.LOCK, dir_fd=place.work_fd)
+            if not claim.discarded:
+                os.unlink(claim.file_name + names.LOCK, dir_fd=place.work_fd)
         except FileNotFoundError:
-            pass  # discarded already
+            pass  # by somebody else
         except OSError as error:
             self._fail(disposal, error)
             place.stuck[claim.identity] = error.strerror or str(error)
@@ -243,6 +244,8 @@ def discard_now(place: Place, claim: Claim) -> None:
         pass
     except OSError as error:
         place.stuck[claim.identity] = error.strerror or str(error)
+        return
+    claim.discarded = True
 
 
 _TAKEN = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM})

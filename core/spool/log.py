@@ -23,7 +23,7 @@ import threading
 from binascii import crc32
 from collections import deque
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from json.encoder import encode_basestring_ascii as _quote
@@ -120,7 +120,8 @@ class OutcomeLog:
 
     def stop(self, error: StorageBroken) -> None:
         """A sync failed with EIO: never retried, no more claims."""
-        self._error = error
+        with self._lock:  # an append that is under way would forget it
+            self._error = error
 
     # --- appending ---------------------------------------------------------------------------------------------------
 
@@ -157,21 +158,29 @@ class OutcomeLog:
 
     def sync(self) -> None:
         """What was appended so far survives a power cut. Beside appends: they don't wait for it. Raises OSError."""
-        with self._lock:
-            unsynced = [os.dup(fd) for number, fd in self._segments if number in self._unsynced]
-            unnamed = os.dup(self._mpu_fd) if unsynced and self._unnamed else -1
-            self._unsynced.clear()
-            self._unnamed = self._unnamed and unnamed < 0
-        try:
-            for fd in unsynced:
-                os.fdatasync(fd)
-            if unnamed >= 0:
-                sync_names(unnamed)
-        finally:
-            for fd in unsynced:
-                os.close(fd)
-            if unnamed >= 0:
-                os.close(unnamed)
+        with ExitStack() as stack:
+
+            def kept(fd: int) -> int:
+                """One of our own: the segment may be dropped meanwhile."""
+                copy = os.dup(fd)
+                stack.callback(os.close, copy)
+                return copy
+
+            with self._lock:
+                unsynced = {number: kept(fd) for number, fd in self._segments if number in self._unsynced}
+                unnamed = kept(self._mpu_fd) if unsynced and self._unnamed else -1
+                self._unsynced.clear()
+                self._unnamed = self._unnamed and unnamed < 0
+            try:
+                for fd in unsynced.values():
+                    os.fdatasync(fd)
+                if unnamed >= 0:
+                    sync_names(unnamed)
+            except OSError:
+                with self._lock:  # for the next sync
+                    self._unsynced |= unsynced.keys() & {number for number, _ in self._segments}
+                    self._unnamed = self._unnamed or unnamed >= 0
+                raise
 
     def _mark(self, kind: bytes, claim: Claim) -> bytes:
         opened = claim.opened

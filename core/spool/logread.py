@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import stat
 import struct
 from binascii import crc32
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +19,8 @@ from core.domain.reply import Phase
 from core.spool import kernel
 from core.spool.log import FRAME, MARK, MAX_RECORD, NANOSECONDS
 
+_READ_OCTETS = 1 << 18
+_NONSENSE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, struct.error)
 _SEGMENT = re.compile(rb"(\d+-[0-9a-f]+)\.log\.(\d+)")
 
 
@@ -83,11 +87,16 @@ def read_logs(mpu_fd: int, *, but: Collection[str]) -> list[OwnerLog]:
         match = _SEGMENT.fullmatch(name)
         if match is not None and (owner := match[1].decode("ascii")) not in but:
             logs.setdefault(owner, OwnerLog(owner)).segments[int(match[2])] = name
-    for log in logs.values():
-        for number, name in sorted(log.segments.items()):
-            if not _read_segment(mpu_fd, name, log):
-                del log.segments[number]
-        _merge(log)
+    try:
+        for log in logs.values():
+            for number, name in sorted(log.segments.items()):
+                if not _read_segment(mpu_fd, name, log):
+                    del log.segments[number]
+            _merge(log)
+    except BaseException:
+        for log in logs.values():
+            log.close()
+        raise
     return [log for log in logs.values() if log.segments]
 
 
@@ -102,12 +111,12 @@ def _read_segment(mpu_fd: int, name: bytes, log: OwnerLog) -> bool:
         return False
     keep = False
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return False
         keep = kernel.lock(fd)
-        size = os.fstat(fd).st_size
-        data = bytearray()
-        while len(data) < size and (part := os.pread(fd, size - len(data), len(data))):
-            data += part
-        parse_segment(bytes(data), log)
+        for body in _bodies(fd):
+            with suppress(*_NONSENSE):
+                _sort(body, log)
         if keep:
             log.locks.append(fd)
     except OSError:
@@ -119,18 +128,29 @@ def _read_segment(mpu_fd: int, name: bytes, log: OwnerLog) -> bool:
     return True
 
 
-def parse_segment(data: bytes, log: OwnerLog) -> None:
-    """Add a segment's records; stops at zeros and at the first torn one."""
-    offset = 0
-    while offset + FRAME.size <= len(data):
+def _bodies(fd: int) -> Iterator[bytes]:
+    """A segment's records, no more of it in memory than that; ends at zeros and at the first torn one."""
+    data, offset, read = b"", 0, 0
+    while True:
+        while len(data) - offset < FRAME.size + (wanted := _length(data, offset)):
+            part = os.pread(fd, max(_READ_OCTETS, wanted), read)
+            if not part:
+                return
+            data, offset, read = data[offset:] + part, 0, read + len(part)
         length, checksum = FRAME.unpack_from(data, offset)
-        offset += FRAME.size
-        body = data[offset : offset + length]
-        if not 0 < length <= MAX_RECORD or len(body) != length or crc32(body) != checksum:
+        body = data[offset + FRAME.size : offset + FRAME.size + length]
+        if not 0 < length <= MAX_RECORD or crc32(body) != checksum:
             return
-        offset += length
-        with suppress(ValueError, struct.error):
-            _sort(body, log)
+        offset += FRAME.size + length
+        yield body
+
+
+def _length(data: bytes, offset: int) -> int:
+    """Of the record that begins there, as far as it can be told; 0 where it is none."""
+    if len(data) - offset < FRAME.size:
+        return 0
+    length: int = FRAME.unpack_from(data, offset)[0]
+    return length if length <= MAX_RECORD else 0
 
 
 def _sort(body: bytes, log: OwnerLog) -> None:
@@ -150,7 +170,7 @@ def _merge(log: OwnerLog) -> None:
     for number, records in log.records.items():
         claim = log.claims[number] = Logged(log.owner, number)
         for _, body in sorted(records.items()):
-            with suppress(ValueError, TypeError, struct.error):
+            with suppress(*_NONSENSE):
                 _apply(body, claim)
     log.records.clear()
 
@@ -165,7 +185,7 @@ def _apply(body: bytes, claim: Logged) -> None:
     claim.mtime_ns, claim.size, claim.inode = seconds * NANOSECONDS + ns, size, inode
     if kind == b"B":
         via, *recipients = rest.split("\0")
-        way = Way(*json.loads(via)) if via else None
+        way = _way(*json.loads(via)) if via else None
         for recipient in recipients:
             claim.begun[recipient] = None
             if way is not None:
@@ -178,12 +198,21 @@ def _apply(body: bytes, claim: Logged) -> None:
 
 def _outcome(row: list[Any]) -> RecipientOutcome:
     recipient, outcome, phase, blame, code, enhanced_code, text = row
+    code = None if code is None else int(code)
+    if code is not None and not 100 <= code <= 999:
+        raise ValueError("no code of a reply")
     return RecipientOutcome(
         recipient=str(recipient),
         outcome=Outcome(outcome),
         phase=Phase(phase),
         blame=None if blame is None else Blame(blame),
-        code=None if code is None else int(code),
+        code=code,
         enhanced_code=None if enhanced_code is None else str(enhanced_code),
         text=str(text),
     )
+
+
+def _way(account: object, server: object, tls: object, started_at: float) -> Way:
+    if not math.isfinite(started_at):
+        raise ValueError("no time")
+    return Way(str(account), str(server), None if tls is None else str(tls), float(started_at))

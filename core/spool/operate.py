@@ -152,11 +152,14 @@ def _locked(place: Place, entry: Entry) -> Iterator[_Held]:
     """The message as it lies now, under its lock. Raises NotFound, StateConflict."""
     place.check_path()
     held = None
-    for _ in range(3):  # it may be on its way from one state to another
-        held = _take(place, entry)
-        if held is not None:
-            break
-        entry = find(place, MessageId(entry.identity.directory, entry.identity.name, entry.identity.tag))
+    try:
+        for _ in range(3):  # it may be on its way from one state to another
+            held = _take(place, entry)
+            if held is not None:
+                break
+            entry = find(place, MessageId(entry.identity.directory, entry.identity.name, entry.identity.tag))
+    except OSError as error:
+        raise claim_error(place, error) from None
     if held is None:
         raise StateConflict("it is moving", state=entry.state, remedy="try again")
     try:

@@ -7,6 +7,7 @@ the place they were made in, so a directory opened anew (unmounted, replaced) do
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 import threading
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import Self
 from core.domain.account import Directory, DotStuffing, MessageFormat
 from core.domain.clock import Clock
 from core.domain.message import MessageIdentity
-from core.errors import DirectoryUnavailable, RelayError, StorageFull
+from core.errors import DirectoryUnavailable, StorageFull
 from core.spool import kernel, names
 from core.spool.log import UNNAMED, OutcomeLog
 from core.spool.logread import OwnerLog
@@ -59,6 +60,7 @@ class Place:
     matches: names.Matcher
     claimed: dict[bytes, Claim] = field(default_factory=dict)  # in flight, by the name before the claim
     handles: set[Opened] = field(default_factory=set)  # open messages, claimed or not
+    flocked: bool = False  # a file of it could be locked itself
     changed: dict[bytes, int] = field(default_factory=dict)  # put back while somebody wrote: inode by name
     stuck: dict[MessageIdentity, str] = field(default_factory=dict)  # sent, and can't be removed: why
     pending: dict[int, Disposal] = field(default_factory=dict)  # by number of claim
@@ -179,8 +181,10 @@ class Place:
         self.proven = proven
 
     def _write_proven(self, proven: DotStuffing) -> None:
-        temporary = TEMPORARY + _STUFFING + b"-%d" % os.getpid()
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        temporary = (
+            TEMPORARY + secrets.token_hex(8).encode()
+        )  # a name that can be told could be a pipe or a link by now
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             fd = os.open(temporary, flags, 0o660, dir_fd=self.mpu_fd)
             try:
@@ -225,6 +229,7 @@ def _stayed(path: str, fd: int) -> None:
 def open_place(settings: Directory, *, clock: Clock, features: kernel.Features) -> Place:
     """Open a directory and make `.mpu/`. Raises DirectoryUnavailable, StorageFull, StorageBroken."""
     opened: list[int] = []
+    log: OutcomeLog | None = None
     try:
         root_fd = os.open(settings.path, _DIRECTORY | os.O_NOFOLLOW)
         opened.append(root_fd)
@@ -253,13 +258,13 @@ def open_place(settings: Directory, *, clock: Clock, features: kernel.Features) 
             matches=_matcher(settings),
         )
         _start(place)
-    except OSError as error:
+    except BaseException as error:
+        if log is not None:
+            log.close()
         for fd in opened:
             os.close(fd)
-        raise unavailable(settings.path, error) from None
-    except RelayError:
-        for fd in opened:
-            os.close(fd)
+        if isinstance(error, OSError):
+            raise unavailable(settings.path, error) from None
         raise
     return place
 

@@ -193,6 +193,7 @@ class _Recovery:
         except RelayError as error:
             place.stuck[opened.identity] = error.detail  # sent or unknown, and it can't be moved: never sent again
             return
+        place.stuck.pop(opened.identity, None)
         claimed.token = logged.token
         yield self._verdict(claimed, logged)
 
@@ -295,7 +296,8 @@ class _Recovery:
             if self.latest.get(logged.key) is logged:
                 if self._still_there(logged):
                     continue
-                self._remove_sidecar(logged)
+                with suppress(OSError):  # where it can't be told whether it is needed, it stays
+                    self._remove_sidecar(logged)
             place.forget_dead(logged.token)
         if not log.claims and place.dead_logs.pop(log.owner, None) is not None:
             with suppress(OSError):
@@ -310,7 +312,10 @@ class _Recovery:
         return False
 
     def _remove_sidecar(self, logged: Logged) -> None:
-        """Its owner died between the unlink of the message and that of its sidecar, which stays if the message does."""
+        """Its owner died between the unlink of the message and that of its sidecar, which stays if the message does.
+
+        Raises OSError.
+        """
         place = self.place
         identity = MessageIdentity(place.settings.name, logged.arrival_name, logged.mtime_ns, logged.size)
         record = place.sidecars.record_of(identity.file_hash)
@@ -327,4 +332,6 @@ class _Recovery:
                     found = stat_at(dir_fd, name)
                     if found is not None and (found.st_mtime_ns, found.st_size) == (logged.mtime_ns, logged.size):
                         return
-        place.sidecars.remove(identity)
+        now = place.sidecars.read(record)
+        if now is not None and now[0] == record:  # nobody has written it meanwhile, for another name
+            place.sidecars.remove(identity)

@@ -62,11 +62,11 @@ def _is_of_its_sidecar(place: Place, name: bytes, file_name: bytes) -> bool:
 def count(place: Place, *, stat_limit: int) -> Counts:
     """A pass of its own. Raises DirectoryUnavailable."""
     place.check_path()
-    place.sidecars.refresh()
     tally = Counter[State]()
     due_at_of = place.sidecars.due_at
     few: list[tuple[State, int, bytes]] | None = []  # to be looked at; None: they are too many
     try:
+        place.sidecars.refresh()
         for state, dir_fd, name, file_name in everything(place):
             if state is State.WAITING:
                 due_at = due_at_of(file_name)
@@ -129,11 +129,11 @@ def everything(place: Place) -> Iterator[tuple[State, int, bytes, bytes]]:
 
 
 def _badmail(place: Place) -> int:
-    """Its descriptor; -1 where there is none, or something else of that name: moves into it fail then, and are told."""
+    """Its descriptor; -1 where there is none, or none of ours: moves into it fail then, and are told."""
     try:
         return place.badmail_fd()
     except OSError as error:
-        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+        if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EACCES):
             return -1
         raise
 
@@ -148,8 +148,8 @@ def _dead(fd: int) -> Iterator[bytes]:
 def entries(place: Place, states: Collection[State] | None) -> Iterator[Entry]:
     """Raises DirectoryUnavailable."""
     place.check_path()
-    place.sidecars.refresh()
     try:
+        place.sidecars.refresh()
         for state, dir_fd, name, file_name in everything(place):
             if states is not None and state not in states and not (state is State.WAITING and State.DEFERRED in states):
                 continue

@@ -9,14 +9,16 @@ be old, and then the file itself is looked for.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from core.domain.message import MessageIdentity
 from core.domain.sidecar import Sidecar
@@ -30,7 +32,10 @@ _MAX_OCTETS = 64 << 20  # an accepted set of 10,000 recipients is under 4 MiB
 _TICK_NS = 50_000_000  # changes within one tick of the kernel's clock may bear the same time
 _FEW = 1_000
 _REFRESH_SECONDS = 0.1
+_MAX_NUMBER = 1e12  # no count and no time of ours comes near it
+_NO_FILE = frozenset({errno.ENOENT, errno.ELOOP, errno.ENXIO, errno.ENODEV})
 _FIELDS = {f.name: f for f in dataclasses.fields(Sidecar)}
+_KINDS = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(Sidecar).items()}
 _LISTS: dict[str, Callable[[Iterable[str]], Any]] = {"accepted": frozenset, "failed": frozenset, "refusals": tuple}
 
 
@@ -80,11 +85,11 @@ def encode(draft: Draft) -> bytes:
 
 
 def decode(data: bytes, *, file_hash: str, inode: int) -> tuple[Record, Sidecar]:
-    """The opposite. Raises ValueError for what isn't one."""
-    raw = json.loads(data)
+    """The opposite. Raises ValueError for what isn't one: whoever may write mail here could have written it."""
     try:
+        raw = json.loads(data)
         values: dict[str, Any] = {
-            n: _LISTS[n](map(str, raw[n])) if n in _LISTS else raw[n] for n in _FIELDS if n in raw
+            n: _LISTS[n](map(str, raw[n])) if n in _LISTS else _checked(n, raw[n]) for n in _FIELDS if n in raw
         }
         record = Record(
             file_hash=file_hash,
@@ -92,13 +97,25 @@ def decode(data: bytes, *, file_hash: str, inode: int) -> tuple[Record, Sidecar]
             arrival_name=os.fsencode(raw["name"]),
             mtime_ns=int(raw["mtime_ns"]),
             size=int(raw["size"]),
-            due_at=raw.get("due_at"),
+            due_at=values.get("due_at"),
             token=str(raw.get("claim", "")),
             inode=inode,
         )
         return record, Sidecar(**values)
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"not a sidecar: {error}") from None
+
+
+def _checked(name: str, value: Any) -> Any:
+    kinds = _KINDS[name]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if (float in kinds or (int in kinds and isinstance(value, int))) and abs(value) < _MAX_NUMBER:
+            return value
+    elif isinstance(value, str) and str in kinds:
+        return value.encode("utf-8", "replace").decode()  # halves of surrogate pairs would stop whoever shows it
+    elif type(value) in kinds:
+        return value
+    raise ValueError(f"not a sidecar: {name}")
 
 
 class Sidecars:
@@ -109,6 +126,7 @@ class Sidecars:
         self._by_hash: dict[str, Record] = {}
         self._by_name: dict[bytes, Record] = {}
         self._by_key: dict[tuple[bytes, int, int], Record] = {}
+        self._none: dict[str, int] = {}  # inodes of what isn't one, by hash: a large one takes seconds, so once only
         self._refreshed_at = 0.0  # monotonic seconds
         self._fresh_ns = -1  # the time of .mpu/ that the index is known to be as new as
 
@@ -130,8 +148,9 @@ class Sidecars:
             file_hash = name[:_HASH_LENGTH].decode("ascii", "replace")
             seen.add(file_hash)
             known = self._by_hash.get(file_hash)
-            if known is None or known.inode != inode:
+            if (self._none.get(file_hash) if known is None else known.inode) != inode:
                 self._read(file_hash)
+        self._none = {h: inode for h, inode in self._none.items() if h in seen}
         for file_hash in [h for h in list(self._by_hash) if h not in seen]:
             if not os.access(file_hash.encode() + _SUFFIX, os.F_OK, dir_fd=self._fd):
                 self._forget(file_hash)
@@ -225,16 +244,24 @@ class Sidecars:
         name = file_hash.encode() + _SUFFIX
         try:
             fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._fd)
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
             self._forget(file_hash)
             return None
-        with open(fd, "rb") as file:
-            inode = os.fstat(fd).st_ino
-            data = file.read(_MAX_OCTETS)
         try:
-            record, sidecar = decode(data, file_hash=file_hash, inode=inode)
-        except ValueError:  # torn by a power loss before its sync: it was never relied on
+            found = os.fstat(fd)
+            data = bytearray()
+            if stat.S_ISREG(found.st_mode):
+                while len(data) < _MAX_OCTETS and (part := os.read(fd, 1 << 20)):
+                    data += part
+        finally:
+            os.close(fd)
+        try:
+            record, sidecar = decode(bytes(data), file_hash=file_hash, inode=found.st_ino)
+        except ValueError:  # torn by a power loss before its sync, never relied on; or none of ours
             self._forget(file_hash)
+            self._none[file_hash] = found.st_ino
             return None
         self._remember(record)
         return record, sidecar

@@ -59,6 +59,7 @@ class Claim:
     token: str  # of this claim among all owners; a recovered claim keeps that of the dead owner
     logged: bool = False  # there are records of it in our log
     way: Way | None = None  # of the attempt that begins next, for the log
+    discarded: bool = False  # unlinked before it was disposed of: its name may be another message's by now
 
     @property
     def fd(self) -> int:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 _MICROSECONDS = 1_000_000
+_FAR = 1e12  # seconds: file systems know times that SQLite's integers can't hold as microseconds
 
 
 def to_database(seconds: float) -> int:
     """Microseconds since the epoch of seconds since the epoch."""
-    return round(seconds * _MICROSECONDS)
+    return round(min(max(seconds, -_FAR), _FAR) * _MICROSECONDS)
 
 
 def optional_to_database(seconds: float | None) -> int | None:
     """As `to_database`; None stays None."""
-    return None if seconds is None else round(seconds * _MICROSECONDS)
+    return None if seconds is None else to_database(seconds)
 
 
 def from_database(microseconds: int) -> float:

@@ -16,7 +16,7 @@ from core.smtp.auth import Login
 from core.smtp.capabilities import choose_mechanism, login_wanted, parse_ehlo
 from core.smtp.commands import check_mailbox, mail_line, rcpt_line
 from core.smtp.dialogue import Capabilities, Target, Transaction
-from core.smtp.reply_parser import MAX_LINE_BYTES, MAX_LINES, ReplyParser
+from core.smtp.reply_parser import MAX_LINE_BYTES, MAX_LINES, MAX_TEXT, ReplyParser
 from core.smtp.stuffing import DotStuffer
 from tests.support.smtp_mail import GivenTokens, Octets, To
 
@@ -66,6 +66,14 @@ def test_what_is_no_reply_is_a_fault(octets: bytes, words: str) -> None:
 def test_a_line_of_just_under_32_kib_is_taken() -> None:
     parser = ReplyParser()
     assert parser.feed(b"250 " + b"x" * (MAX_LINE_BYTES - 6) + b"\r\n")[0].code == 250
+
+
+def test_of_a_reply_that_never_seems_to_end_a_part_is_kept() -> None:
+    parser = ReplyParser()
+    (reply,) = parser.feed(b"550-" + b"x" * 30_000 + b"\r\n" + b"550-more\r\n" * (MAX_LINES - 2) + b"550 end\r\n")
+    assert len(reply.text) == MAX_TEXT
+    assert (reply.code, len(reply.lines)) == (550, MAX_LINES)
+    assert parser.feed(b"250-one\r\n250 two\r\n") == [Reply(250, ("one", "two"))]
 
 
 @given(st.lists(st.sampled_from([b".", b"\r\n", b"a", b"..", b"\r\n.", b"\r\n.\r\n"]), max_size=20), st.data())

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import tracemalloc
+from binascii import crc32
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +21,7 @@ from core.domain.reply import Phase
 from core.errors import StorageBroken, StorageFull
 from core.spool import kernel
 from core.spool.directory import Claim, DirectorySpool, Opened
-from core.spool.log import OutcomeLog
+from core.spool.log import FRAME, OutcomeLog
 from core.spool.logread import OwnerLog, read_logs
 from tests.support.clock import ManualClock
 from tests.support.spool import MAIL, claim, claims_allowed, deferred, raises_errno, sent, spool_at, write
@@ -197,6 +201,57 @@ def test_an_io_error_stops_claims_for_good(
         claimed.begin(["a@b"])
 
 
+def test_an_io_error_of_a_sync_is_not_forgotten_by_an_append_that_is_under_way(
+    tmp_path: Path, spool: DirectorySpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (claimed,) = claims(spool, tmp_path / "in", 1)
+    real, stopping = os.pwrite, []
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        thread = threading.Thread(target=spool.place.log.stop, args=(StorageBroken("a sync failed"),))
+        thread.start()
+        thread.join(0.1)  # as far as it comes
+        stopping.append(thread)
+        return real(fd, data, offset)
+
+    with monkeypatch.context() as slow:
+        slow.setattr(os, "pwrite", pwrite)
+        claimed.begin(["a@b"])
+    for thread in stopping:
+        thread.join()
+    assert not claims_allowed(spool)
+    with pytest.raises(StorageBroken):
+        claimed.outcome(sent("a@b"))
+
+
+@pytest.mark.parametrize("failing", ["dup", "fdatasync"])
+def test_a_sync_that_fails_leaves_no_descriptor_and_is_made_up_for(
+    tmp_path: Path, spool: DirectorySpool, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    log = spool.place.log
+    (claimed,) = claims(spool, tmp_path / "in", 1)
+    claimed.begin(["a@b"])
+    before, calls = len(os.listdir("/proc/self/fd")), []
+    real = getattr(os, failing)
+
+    def second_fails(fd: int) -> Any:
+        calls.append(fd)
+        if failing == "dup" and len(calls) == 1:
+            return real(fd)
+        raise OSError(errno.EMFILE, "too many")
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(os, failing, second_fails)
+        with pytest.raises(OSError, match="too many"):
+            log.sync()
+    assert len(os.listdir("/proc/self/fd")) == before
+    synced: list[int] = []
+    with monkeypatch.context() as seen:
+        seen.setattr(os, "fdatasync", synced.append)
+        log.sync()
+    assert len(synced) == 1
+
+
 def test_a_short_write_leaves_no_torn_record(
     tmp_path: Path, clock: ManualClock, spool: DirectorySpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,3 +313,72 @@ def test_reading_gives_what_a_simple_model_gives(
         assert set(found[number].outcomes) >= {r for r, known in recipients.items() if known}
     spool.release(opened)
     spool.close()
+
+
+FORGED = b"9-ab.log.0"
+
+
+def forged(spool: DirectorySpool, *bodies: bytes) -> OwnerLog:
+    """A log as whoever may write mail here can write one."""
+    fd = os.open(FORGED, os.O_CREAT | os.O_WRONLY, dir_fd=spool.place.mpu_fd)
+    for body in bodies:
+        os.write(fd, FRAME.pack(len(body), crc32(body)) + body)
+    os.close(fd)
+    (log,) = read_logs(spool.place.mpu_fd, but={spool.place.log.owner})
+    log.close()
+    return log
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"[" * 200_000,
+        b"[[5,6]]",
+        b'{"a": 1}',
+        b'[["a@b","sent","dot",null,Infinity,null,""]]',
+        b'[["a@b","sent","dot",null,' + b"9" * 30 + b',null,""]]',
+        b'[["a@b","nonsense","dot",null,250,null,""]]',
+    ],
+)
+def test_a_forged_outcome_is_none(tmp_path: Path, spool: DirectorySpool, rest: bytes) -> None:
+    (claimed,) = claims(spool, tmp_path / "in", 1)
+    mark = spool.place.log._mark(b"O", claimed)
+    log = forged(spool, mark + rest)
+    assert [claim.outcomes for claim in log.claims.values()] == [{}]
+
+
+@pytest.mark.parametrize(
+    "way", [b'["a","s",null,NaN]', b'["a","s",null,Infinity]', b'["a","s",null,"x"]', b"[" * 200_000, b"[]"]
+)
+def test_a_forged_way_is_none(tmp_path: Path, spool: DirectorySpool, way: bytes) -> None:
+    (claimed,) = claims(spool, tmp_path / "in", 1)
+    mark = spool.place.log._mark(b"B", claimed)
+    log = forged(spool, mark + way + b"\0a@b")
+    assert [claim.ways for claim in log.claims.values()] == [{}]
+
+
+def test_lists_in_a_forged_way_are_words(tmp_path: Path, spool: DirectorySpool) -> None:
+    (claimed,) = claims(spool, tmp_path / "in", 1)
+    log = forged(spool, spool.place.log._mark(b"B", claimed) + b'[["a"],["s"],[1],5]\0a@b')
+    assert [hash(way) for claim in log.claims.values() for way in claim.ways.values()]
+
+
+def test_of_a_sparse_log_no_more_is_read_than_it_has(tmp_path: Path, spool: DirectorySpool) -> None:
+    (tmp_path / "in" / ".mpu" / FORGED.decode()).touch()
+    os.truncate(tmp_path / "in" / ".mpu" / FORGED.decode(), 1 << 40)
+    tracemalloc.start()
+    (log,) = read_logs(spool.place.mpu_fd, but={spool.place.log.owner})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    log.close()
+    assert log.claims == {}
+    assert peak < 10 << 20
+
+
+def test_records_are_read_wherever_the_pieces_end(tmp_path: Path, spool: DirectorySpool) -> None:
+    (claimed,) = claims(spool, tmp_path / "in", 1)
+    sizes = [1, (1 << 18) - 100, 1 << 18, 5, (1 << 19) + 7, 3]
+    begun = [f"{'x' * size}{number}@b" for number, size in enumerate(sizes)]
+    log = forged(spool, *(spool.place.log._mark(b"B", claimed) + b"\0" + name.encode() for name in begun))
+    (found,) = log.claims.values()
+    assert [*found.begun] == begun

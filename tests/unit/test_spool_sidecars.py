@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from core.domain.message import MessageIdentity
 from core.domain.sidecar import Sidecar
+from core.spool import sidecars as module
 from core.spool.sidecars import Draft, Sidecars
 from tests.support.spool import raises_errno
 
@@ -146,3 +149,113 @@ def test_it_is_synced_before_it_gets_its_name(mpu: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "rename", note_rename)
     Sidecars(mpu).write([Draft(ID, ID.name, FULL)])
     assert calls == ["fsync file", "rename", "fsync directory"]
+
+
+NAME = "0123456789abcdef" * 2 + ".json"
+GOOD: dict[str, object] = {"name": "x.eml", "mtime_ns": 5, "size": 7, "file": "x.eml"}
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"",
+        b"[" * 200_000,
+        b"null",
+        b"[]",
+        b'{"name":"x.eml","mtime_ns":Infinity,"size":5,"file":"x.eml"}',
+        *(
+            json.dumps(GOOD | wrong).encode()
+            for wrong in (
+                {"mtime_ns": "x"},
+                {"size": None},
+                {"name": 5},
+                {"file": ["x"]},
+                {"due_at": "tomorrow"},
+                {"due_at": 1e300},
+                {"due_at": float("nan")},
+                {"due_at": 10**400},
+                {"attempts": 1e300},
+                {"attempts": 1.5},
+                {"attempts": "x"},
+                {"attempts": None},
+                {"accepted": 5},
+                {"possible_duplicate": 1},
+                {"reason": {}},
+                {"code": [550]},
+            )
+        ),
+    ],
+)
+def test_nonsense_in_the_place_of_a_sidecar_is_none(mpu: int, tmp_path: Path, octets: bytes) -> None:
+    """Whoever may write mail in the directory can write here too."""
+    (tmp_path / NAME).write_bytes(octets)
+    sidecars = Sidecars(mpu)
+    sidecars.refresh()
+    assert len(sidecars) == 0
+    assert [*sidecars.due_times()] == []
+
+
+def test_what_shows_of_a_sidecar_can_be_shown(mpu: int, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_text(json.dumps(GOOD | {"text": "\ud800", "accepted": ["\udcff@b"], "due_at": 7}))
+    sidecars = Sidecars(mpu)
+    sidecars.refresh()
+    record = sidecars.record_of(NAME.removesuffix(".json"))
+    assert record is not None
+    read = sidecars.read(record)
+    assert read is not None
+    assert (read[1].text, read[1].due_at) == ("?", 7)
+    assert read[1].accepted == {"\udcff@b"}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Path.mkdir,
+        os.mkfifo,
+        lambda path: path.symlink_to("/etc/passwd"),
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+    ],
+    ids=["directory", "pipe", "link", "link to a device", "socket"],
+)
+def test_what_is_no_file_is_no_sidecar_and_keeps_nothing_open(
+    mpu: int, tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    make(tmp_path / NAME)
+    sidecars = Sidecars(mpu)
+    sidecars.refresh()
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(3):
+        (tmp_path / f"change-{number}").touch()
+        sidecars.refresh()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(sidecars) == 0
+
+
+def test_a_name_that_is_no_text_is_no_sidecar(mpu: int, tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"\xff" * 32 + b".json")).write_bytes(b"{}")
+    sidecars = Sidecars(mpu)
+    sidecars.refresh()
+    assert len(sidecars) == 0
+
+
+def test_nonsense_is_read_once_and_what_takes_its_place_is_read(
+    mpu: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / NAME).write_bytes(b"[" * 1000)
+    sidecars, sizes, decode = Sidecars(mpu), list[int](), module.decode
+
+    def noted(data: bytes, *, file_hash: str, inode: int) -> tuple[module.Record, Sidecar]:
+        sizes.append(len(data))
+        return decode(data, file_hash=file_hash, inode=inode)
+
+    monkeypatch.setattr(module, "decode", noted)
+    for number in range(3):
+        (tmp_path / f"change-{number}").touch()
+        sidecars.refresh()
+    assert sizes == [1000]
+    (tmp_path / "new").write_text(json.dumps(GOOD))
+    (tmp_path / "new").rename(tmp_path / NAME)
+    sidecars.refresh()
+    assert len(sidecars) == 1

@@ -24,6 +24,7 @@ from core.errors import (
     MessageNotReady,
     MessageRefused,
     MessageUnreadable,
+    RelayError,
     StorageFull,
 )
 from core.spool import kernel
@@ -140,6 +141,41 @@ def test_those_that_go_together_close_their_own_descriptors_and_no_others(
                 os.fstat(fds[each])
         else:
             assert os.fstat(each.fd).st_ino == each.opened.inode
+    spool.close()
+
+
+def test_a_lock_that_fails_for_once_is_not_replaced_by_another_kind(
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With lock files it would not see the locks of others, nor they its own."""
+    one, other = spool_at(path, clock=clock), spool_at(path, clock=clock)
+    write(path, b"x.eml")
+    write(path, b"y.eml")
+    claimed = claim(other, b"x.eml")
+    one.release(one.examine(b"y.eml", event_seen=True))
+    with monkeypatch.context() as failing:
+        failing.setattr(kernel, "lock", raises_errno(errno.ENOLCK))
+        with pytest.raises(MessageBusy, match="No locks"):
+            one.examine(b"y.eml", event_seen=True)
+    assert [*one.orphans()] == []
+    one.release(one.examine(b"y.eml", event_seen=True))
+    other.put_back_now(claimed)
+    for spool in (one, other):
+        spool.close()
+
+
+def test_a_lock_file_that_can_not_be_locked_keeps_nothing_open(
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = spool_at(path, clock=clock, features=Features(flock=False))
+    write(path, b"x.eml")
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as failing:
+        failing.setattr(kernel, "lock", raises_errno(errno.ENOLCK))
+        for _ in range(3):
+            with pytest.raises(RelayError):
+                spool.examine(b"x.eml", event_seen=True)
+    assert len(os.listdir("/proc/self/fd")) == before
     spool.close()
 
 

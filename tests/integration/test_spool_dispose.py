@@ -405,6 +405,21 @@ def test_what_was_discarded_at_once_is_disposed_of_like_others(path: Path, plain
     assert plain.dispose([Delete(claimed)])[0].ok
 
 
+def test_what_was_discarded_at_once_takes_no_other_message_of_its_name_along(path: Path, plain: DirectorySpool) -> None:
+    """Its group waits for a database that fails; meanwhile the name comes again, and another process claims it."""
+    write(path)
+    first = claim(plain)
+    plain.discard_now(first)
+    write(path, data=MAIL + b"another\r\n")
+    other = spool_at(path)
+    second = claim(other)
+    assert plain.dispose([Delete(first)])[0].ok
+    assert names_in(path) == {"x.eml.lck"}
+    other.put_back_now(second)
+    assert (path / "x.eml").read_bytes() == MAIL + b"another\r\n"
+    other.close()
+
+
 def test_disposal_after_close_harms_nothing(path: Path) -> None:
     spool = spool_at(path)
     write(path)

@@ -153,6 +153,24 @@ def test_it_is_synced_before_it_gets_its_name(mpu: int, monkeypatch: pytest.Monk
 
 NAME = "0123456789abcdef" * 2 + ".json"
 GOOD: dict[str, object] = {"name": "x.eml", "mtime_ns": 5, "size": 7, "file": "x.eml"}
+WRONG: tuple[dict[str, object], ...] = (
+    {"mtime_ns": "x"},
+    {"size": None},
+    {"name": 5},
+    {"file": ["x"]},
+    {"due_at": "tomorrow"},
+    {"due_at": 1e300},
+    {"due_at": float("nan")},
+    {"due_at": 10**400},
+    {"attempts": 1e300},
+    {"attempts": 1.5},
+    {"attempts": "x"},
+    {"attempts": None},
+    {"accepted": 5},
+    {"possible_duplicate": 1},
+    {"reason": {}},
+    {"code": [550]},
+)
 
 
 @pytest.mark.parametrize(
@@ -163,27 +181,7 @@ GOOD: dict[str, object] = {"name": "x.eml", "mtime_ns": 5, "size": 7, "file": "x
         b"null",
         b"[]",
         b'{"name":"x.eml","mtime_ns":Infinity,"size":5,"file":"x.eml"}',
-        *(
-            json.dumps(GOOD | wrong).encode()
-            for wrong in (
-                {"mtime_ns": "x"},
-                {"size": None},
-                {"name": 5},
-                {"file": ["x"]},
-                {"due_at": "tomorrow"},
-                {"due_at": 1e300},
-                {"due_at": float("nan")},
-                {"due_at": 10**400},
-                {"attempts": 1e300},
-                {"attempts": 1.5},
-                {"attempts": "x"},
-                {"attempts": None},
-                {"accepted": 5},
-                {"possible_duplicate": 1},
-                {"reason": {}},
-                {"code": [550]},
-            )
-        ),
+        *(json.dumps(GOOD | wrong).encode() for wrong in WRONG),
     ],
 )
 def test_nonsense_in_the_place_of_a_sidecar_is_none(mpu: int, tmp_path: Path, octets: bytes) -> None:

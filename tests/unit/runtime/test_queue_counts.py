@@ -94,3 +94,17 @@ async def test_a_count_that_is_slow_for_once_is_not_waited_for_where_there_is_a_
     spool.go_on.set()
     assert (await asked).counts.waiting >= 2
     await asyncio.gather(*queue._counting.values())
+
+
+async def test_a_file_system_that_hangs_takes_one_thread_and_nobody_waits_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = ManualClock()
+    spool, queue = Spool(clock, seconds=0.001), _queue(clock)
+    monkeypatch.setattr(module, "COUNTS_PATIENCE_SECONDS", 0.001)
+    asked = await asyncio.gather(*(queue.count(_inlet(spool)) for _ in range(20)))
+    assert [counted.counts.waiting for counted in asked] == [0] * 20
+    spool.go_on.set()
+    await asyncio.wait(list(queue._counting.values()))
+    assert spool.counted == 1
+    assert (await queue.count(_inlet(spool))).counts.waiting == 1

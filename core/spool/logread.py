@@ -16,7 +16,7 @@ from typing import Any
 
 from core.domain.outcome import Blame, Outcome, RecipientOutcome, Way
 from core.domain.reply import Phase
-from core.spool import kernel
+from core.spool import kernel, names
 from core.spool.log import FRAME, MARK, MAX_RECORD, NANOSECONDS
 
 _READ_OCTETS = 1 << 18
@@ -179,9 +179,11 @@ def _apply(body: bytes, claim: Logged) -> None:
     kind, _, _, at, seconds, ns, size, inode, name_length, file_name_length = MARK.unpack_from(body)
     middle = MARK.size + name_length
     rest = body[middle + file_name_length :].decode("utf-8", "surrogateescape")
+    arrival_name, file_name = body[MARK.size : middle], body[middle : middle + file_name_length]
+    if not (names.is_plain(arrival_name) and names.is_plain(file_name)):
+        raise ValueError("no file name")
     claim.at = max(claim.at, at)
-    claim.arrival_name = body[MARK.size : middle]
-    claim.file_name = body[middle : middle + file_name_length]
+    claim.arrival_name, claim.file_name = arrival_name, file_name
     claim.mtime_ns, claim.size, claim.inode = seconds * NANOSECONDS + ns, size, inode
     if kind == b"B":
         via, *recipients = rest.split("\0")

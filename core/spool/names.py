@@ -93,6 +93,11 @@ def base_of(file_name: bytes) -> bytes:
     return base
 
 
+def is_plain(name: bytes) -> bool:
+    """Whether it can be that of a file in a directory: what is read from a file of others must not lead elsewhere."""
+    return 0 < len(name) <= 255 and b"/" not in name and b"\0" not in name and name not in (b".", b"..")
+
+
 def reason_name(base: bytes) -> bytes:
     """The file beside a dead letter; shortened with a hash where it would be too long."""
     if len(base) + len(REASON) <= 255:

@@ -101,6 +101,9 @@ def decode(data: bytes, *, file_hash: str, inode: int) -> tuple[Record, Sidecar]
             token=str(raw.get("claim", "")),
             inode=inode,
         )
+        *folder, base = record.file_name.split(b"/")
+        if len(folder) > 1 or not all(map(names.is_plain, (record.arrival_name, base, *folder))):
+            raise ValueError("not a sidecar: no file name")
         return record, Sidecar(**values)
     except (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"not a sidecar: {error}") from None

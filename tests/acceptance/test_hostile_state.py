@@ -13,7 +13,7 @@ import pytest
 
 from core.domain.account import Directory
 from core.domain.message import MessageIdentity
-from core.spool.log import FRAME
+from core.spool.log import FRAME, MARK, NANOSECONDS
 from tests.support.relay import account, mail, running, until
 from tests.support.smtp_server import Hang, Script, SmtpServer
 
@@ -73,6 +73,45 @@ async def test_mail_goes_on_here_and_elsewhere_and_the_service_starts(
                 assert len(server.messages) == 2 * life + 2
                 for path in ("/queue", "/queue/messages", "/queue/reasons", "/alerts", "/history", "/health/ready"):
                     assert (await bench.http.get(path)).is_success, path
+
+
+@pytest.mark.parametrize("way", ["log", "sidecar"])
+async def test_nothing_in_one_directory_settles_mail_of_another(tmp_path: Path, way: str) -> None:
+    pickups = [Directory(name, str(tmp_path / "spool" / name), ("main",), watch=False) for name in ("pickup", "other")]
+    mpu = tmp_path / "spool" / "pickup" / ".mpu"
+    async with SmtpServer() as server, running(tmp_path, [account(server)], pickups=pickups) as bench:
+        await bench.drain()
+        theirs = tmp_path / "spool" / "other" / "v.eml"
+        theirs.write_bytes(mail(1))
+        found, name = theirs.stat(), b"../other/v.eml"
+        if way == "log":
+            mark = MARK.pack(
+                b"O",
+                1,
+                0,
+                1.0,
+                *divmod(found.st_mtime_ns, NANOSECONDS),
+                found.st_size,
+                found.st_ino,
+                len(name),
+                len(name),
+            )
+            body = mark + name + name + b'[["jo@example.org","sent","dot",null,250,null,"ok"]]'
+            (mpu / "9-ab.log.0").write_bytes(FRAME.pack(len(body), crc32(body)) + body)
+        else:
+            forged = {
+                "name": name.decode(),
+                "mtime_ns": found.st_mtime_ns,
+                "size": found.st_size,
+                "file": name.decode(),
+            }
+            (mpu / f"{HASH}.json").write_text(json.dumps(forged))
+        (mpu.parent / "left.eml.lck").write_bytes(mail(2))  # whose recovery reads the logs, once a scan has seen it
+        for _ in range(2):
+            assert (await bench.http.post("/drain", json={"directories": ["pickup"]})).is_success
+        assert theirs.exists()
+        await bench.drain()
+        assert len(server.messages) == 2
 
 
 async def test_nonsense_beside_a_mail_reaches_no_history(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ _SUFFIX = b".json"
 _HASH_LENGTH = 32
 TEMPORARY = b"tmp-"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_MAX_OCTETS = 64 << 20  # an accepted set of 10,000 recipients is under 4 MiB
+_MAX_OCTETS = 64 << 20  # an accepted set of 10,000 recipients is under 4 MiB, of 100,000 under this; more is none
 _TICK_NS = 50_000_000  # changes within one tick of the kernel's clock may bear the same time
 _FEW = 1_000
 _REFRESH_SECONDS = 0.1
@@ -254,14 +254,13 @@ class Sidecars:
             return None
         try:
             found = os.fstat(fd)
-            data = bytearray()
-            if stat.S_ISREG(found.st_mode):
-                while len(data) < _MAX_OCTETS and (part := os.read(fd, 1 << 20)):
-                    data += part
+            data = b""
+            if stat.S_ISREG(found.st_mode) and found.st_size <= _MAX_OCTETS:
+                data = os.read(fd, _MAX_OCTETS)
         finally:
             os.close(fd)
         try:
-            record, sidecar = decode(bytes(data), file_hash=file_hash, inode=found.st_ino)
+            record, sidecar = decode(data, file_hash=file_hash, inode=found.st_ino)
         except ValueError:  # torn by a power loss before its sync, never relied on; or none of ours
             self._forget(file_hash)
             self._none[file_hash] = found.st_ino

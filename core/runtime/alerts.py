@@ -133,10 +133,11 @@ class Alerts:
         yield from self._problems(inlet)
         stuck = inlet.spool.pending()
         if stuck:
+            stopped = "" if inlet.spool.claims_allowed else "; until then nothing new is taken from the directory"
             yield self._alert(
                 "not_disposed",
                 Severity.ERROR,
-                f"{len(stuck)} files are done with but can't be moved or removed",
+                f"{len(stuck)} files are done with but can't be moved or removed{stopped}",
                 "give the service's user the right to, or make room; they are never sent again",
                 directory=name,
                 messages=len(stuck),

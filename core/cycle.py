@@ -287,7 +287,9 @@ class Cycle:
                 await self._recover(recovered, report)
         for disposed in await asyncio.to_thread(self.spool.retry_pending):
             if disposed.ok:
-                log.info("disposed of at last", directory=self.directory.name, file=disposed.file_name)
+                log.info(
+                    "disposed of at last", directory=self.directory.name, file=disposed.file_name, remark=disposed.error
+                )
 
     async def _recover(self, recovered: Recovered, report: Report | None) -> None:
         name = recovered.claim.file_name

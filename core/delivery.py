@@ -814,7 +814,7 @@ class Delivery:
         everybody = [*(name for name in outcomes if name != others), others]
         settled = settle(directory, claim.sidecar, everybody, outcomes, now=now, chance=self._chance())
         log.warning("recovered: put back", message=claim.identity.id, directory=directory.name, reason=str(error))
-        await self._ledger.settle(
+        disposed = await self._ledger.settle(
             Entry(
                 message_id=claim.identity.id,
                 directory=directory.name,
@@ -831,6 +831,7 @@ class Delivery:
                 disposer=spool,
             )
         )
+        _report_disposed(disposed, {"message": claim.identity.id, "directory": directory.name})
         due_at = settled.sidecar.due_at if settled.sidecar else None
         return Delivered(claim.identity, settled.status, told, due_at=due_at)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -35,7 +36,8 @@ class Alerts:
         """Worst first."""
         now = self.clock.now()
         found = [*self._of_store(now)]
-        counts = {inlet.directory.name: (await self.queue.count(inlet)).counts for inlet in self.inlets}
+        counted = await asyncio.gather(*(self.queue.count(inlet) for inlet in self.inlets))
+        counts = {inlet.directory.name: each.counts for inlet, each in zip(self.inlets, counted, strict=True)}
         found += self._of_accounts(counts, now)
         for inlet in self.inlets:
             found += self._of_directory(inlet, counts[inlet.directory.name], now)
@@ -133,7 +135,7 @@ class Alerts:
         yield from self._problems(inlet)
         stuck = inlet.spool.pending()
         if stuck:
-            stopped = "" if inlet.spool.claims_allowed else "; until then nothing new is taken from the directory"
+            stopped = "" if not inlet.spool.pending_stops else "; until then nothing new is taken from the directory"
             yield self._alert(
                 "not_disposed",
                 Severity.ERROR,

@@ -115,6 +115,7 @@ class Queue:
     max_header_bytes: int
     _counted: WeakKeyDictionary[DirectorySpool, _Counted] = field(default_factory=WeakKeyDictionary)
     _counting: WeakKeyDictionary[DirectorySpool, asyncio.Task[_Counted]] = field(default_factory=WeakKeyDictionary)
+    _counting_since: WeakKeyDictionary[DirectorySpool, float] = field(default_factory=WeakKeyDictionary)  # monotonic
 
     # --- counts ---
 
@@ -162,7 +163,9 @@ class Queue:
         if counting is None:
             counting = self._counting[spool] = asyncio.get_running_loop().create_task(self._count(spool, known))
             counting.add_done_callback(lambda task: self._count_ended(spool, task))
-        seconds = COUNTS_PATIENCE_SECONDS
+            self._counting_since[spool] = began
+        # whoever asks later waits for the rest of it only
+        seconds = max(self._counting_since[spool] + COUNTS_PATIENCE_SECONDS - began, COUNTS_WAIT_SECONDS)
         if known is not None and (
             known.took >= COUNTS_WAIT_SECONDS or began - known.monotonic <= COUNTS_SMALL_SECONDS
         ):  # large, or its drain leaves a count little time: the one before will do

@@ -73,6 +73,7 @@ log = structlog.get_logger()
 FILE_THREADS = 64  # that wait for file systems; made as they are needed
 ABORTED_SECONDS = 2.0  # what was cut off has its outcome at once; only its commit is waited for
 START_AGAIN_SECONDS = (1.0, 2.0, 5.0, 10.0)  # between tries of a start that failed; the last goes on
+LAST_COMMIT_SECONDS = 1.0
 CLOSE_SECONDS = 5.0  # for a last commit; what can't be committed is told by the directory's log at the next start
 
 
@@ -123,8 +124,9 @@ class Relay:
                 if await self._try_start() or not _may_pass(self.failure):
                     return
             except Exception as error:
-                log.exception("the start failed", remedy="restart the service, and report this as a fault")
-                self.failure = NotRunning(f"the start failed: {error!r}", remedy="restart the service")
+                log.exception("the start failed", remedy="restart the service")
+                told = NotRunning(f"the start failed: {error!r}", remedy="report this as a fault")
+                self.failure = error if isinstance(error, RelayError) else told
                 self._state = "failed"
                 return
 
@@ -491,13 +493,12 @@ class Relay:
         if self._retrying is not None:
             self._retrying.cancel()
             await asyncio.gather(self._retrying, return_exceptions=True)
-        if self._state in ("stopped", "failed", "new") or "store" not in self.__dict__:
+        if self._state in ("stopped", "new") or "store" not in self.__dict__:
             self._state = "stopped"
             return
         loop = asyncio.get_running_loop()
-        if not await self.inlets.drained(
-            max(self._cut_off_at - loop.time(), 0.0)
-        ):  # open requests had their part of it
+        left = max(self._cut_off_at - loop.time(), 0.0)  # open requests had their part of the grace time
+        if not await self.inlets.drained(left):
             log.warning("cut off after the grace time", grace_seconds=self.settings.grace_seconds)
             self.outlets.abort()
             await self.inlets.drained(ABORTED_SECONDS)
@@ -513,20 +514,22 @@ class Relay:
         last = loop.time() + CLOSE_SECONDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(last):
+                await self.store.ledger.flush()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
                 await self.slowdowns.close()
-                await self.store.ledger.flush()
         self.messages.close()
         await self.inlets.close()
+        await asyncio.gather(self._close_outlets(), self.tokens.close())
+        if self.sandbox is not None:
+            await self.sandbox.stop()
+        await asyncio.to_thread(self.store.close, max(last - loop.time(), LAST_COMMIT_SECONDS))
+        self._state = "stopped"
+        log.info("stopped")
+
+    async def _close_outlets(self) -> None:
         if not await self.outlets.close(ABORTED_SECONDS):
             self.outlets.abort()  # a test message whose reply does not come
             await self.outlets.close(ABORTED_SECONDS)
-        await self.tokens.close()
-        if self.sandbox is not None:
-            await self.sandbox.stop()
-        await asyncio.to_thread(self.store.close, max(last - loop.time(), 0.0))
-        self._state = "stopped"
-        log.info("stopped")
 
 
 def _may_pass(failure: RelayError | None) -> bool:

@@ -66,6 +66,7 @@ def examine(place: Place, name: bytes, *, event_seen: bool) -> Opened:
         elif not found.st_size:
             _rested(place, name, found, EMPTY_SECONDS, "it is empty")
         lock_fd = take_lock(place, fd, name)
+        place.flocked = place.flocked or lock_fd < 0
         leads_to(place.work_fd, name, found.st_ino)
         place.seen.pop(name, None)
         place.changed.pop(name, None)
@@ -311,12 +312,12 @@ def take_lock(place: Place, fd: int, base: bytes) -> int:
     if place.features.flock:
         try:
             if kernel.lock(fd):
-                place.flocked = True
                 return -1
         except OSError as error:
-            if place.flocked:  # with lock files we would not see the others' locks, nor they ours
-                raise MessageBusy(f"it can't be locked now: {error.strerror}") from None
-            place.features.flock = False
+            if os.fstat(fd).st_dev == place.device:  # badmail/ may be a mount of another kind
+                if place.flocked:  # with lock files we would not see the others' locks, nor they ours
+                    raise MessageBusy(f"it can't be locked now: {error.strerror}") from None
+                place.features.flock = False
         else:
             raise MessageBusy("somebody else has locked it")
     name = _lock_name(base)

@@ -159,9 +159,13 @@ class DirectorySpool:
         And while disposals wait for room, or many for anything else: see `retry_pending`.
         """
         place = self._place
-        if place is None or place.short_of_space or len(place.pending) >= _PENDING_LIMIT:
-            return False
-        return place.log.usable
+        return place is not None and not self.pending_stops and place.log.usable
+
+    @property
+    def pending_stops(self) -> bool:
+        """Whether claims have stopped for disposals that wait, for room, or many for anything else."""
+        place = self._place
+        return place is not None and (bool(place.short_of_space) or len(place.pending) >= _PENDING_LIMIT)
 
     def recover(self) -> Iterator[Recovered]:
         """Take over what dead owners left. Before the first claim: it compares waiting names with their logs too."""

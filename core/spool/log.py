@@ -51,13 +51,13 @@ MAX_RECORD = 64 << 20
 UNNAMED = TEMPORARY + b"log-"  # segments that are being made: locked from the first moment on, and large
 
 
-def _row(outcome: RecipientOutcome) -> str:
+def _row(outcome: RecipientOutcome, text_limit: int) -> str:
     """JSON by hand: this is written for every message."""
     code, enhanced_code, blame = outcome.code, outcome.enhanced_code, outcome.blame
     return (
         f'[{_quote(outcome.recipient)},"{outcome.outcome}","{outcome.phase}",'
         f"{'null' if blame is None else _quote(blame)},{'null' if code is None else int(code)},"
-        f"{'null' if enhanced_code is None else _quote(enhanced_code)},{_quote(outcome.text)}]"
+        f"{'null' if enhanced_code is None else _quote(enhanced_code)},{_quote(outcome.text[:text_limit])}]"
     )
 
 
@@ -138,7 +138,9 @@ class OutcomeLog:
 
     def outcome(self, claim: Claim, outcomes: Sequence[RecipientOutcome]) -> None:
         """As soon as the reply was read. Raises StorageFull, StorageBroken."""
-        body = self._mark(b"O", claim) + ("[" + ",".join(map(_row, outcomes)) + "]").encode("ascii")
+        limit = MAX_RECORD // (32 * len(outcomes))  # characters; one takes up to 12 octets, a mailbox 1,500
+        rows = ",".join([_row(outcome, limit) for outcome in outcomes])
+        body = self._mark(b"O", claim) + f"[{rows}]".encode("ascii")
         self._append(body, claim.number, room=-_ROOM_PER_RECIPIENT * len(outcomes))
 
     def disposed(self, numbers: Iterable[int]) -> None:
@@ -176,10 +178,11 @@ class OutcomeLog:
                     os.fdatasync(fd)
                 if unnamed >= 0:
                     sync_names(unnamed)
-            except OSError:
-                with self._lock:  # for the next sync
-                    self._unsynced |= unsynced.keys() & {number for number, _ in self._segments}
-                    self._unnamed = self._unnamed or unnamed >= 0
+            except OSError as error:
+                if error.errno != errno.EIO:  # which is never retried
+                    with self._lock:
+                        self._unsynced |= unsynced.keys() & {number for number, _ in self._segments}
+                        self._unnamed = self._unnamed or unnamed >= 0
                 raise
 
     def _mark(self, kind: bytes, claim: Claim) -> bytes:

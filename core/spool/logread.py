@@ -119,8 +119,10 @@ def _read_segment(mpu_fd: int, name: bytes, log: OwnerLog) -> bool:
                 _sort(body, log)
         if keep:
             log.locks.append(fd)
-    except OSError:
+    except BaseException as error:
         keep = False
+        if not isinstance(error, OSError):
+            raise
         return False
     finally:
         if not keep:

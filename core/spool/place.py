@@ -181,9 +181,8 @@ class Place:
         self.proven = proven
 
     def _write_proven(self, proven: DotStuffing) -> None:
-        temporary = (
-            TEMPORARY + secrets.token_hex(8).encode()
-        )  # a name that can be told could be a pipe or a link by now
+        # a name that can be told beforehand could be a pipe or a link by now
+        temporary = TEMPORARY + secrets.token_hex(8).encode()
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
             fd = os.open(temporary, flags, 0o660, dir_fd=self.mpu_fd)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
 from core.domain.message import MessageIdentity
+from core.domain.outcome import Blame
 from core.domain.sidecar import Sidecar
 from core.spool import kernel, names
 
@@ -28,7 +29,7 @@ _SUFFIX = b".json"
 _HASH_LENGTH = 32
 TEMPORARY = b"tmp-"
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_MAX_OCTETS = 64 << 20  # an accepted set of 10,000 recipients is under 4 MiB, of 100,000 under this; more is none
+_MAX_OCTETS = 128 << 20  # 10,000 accepted recipients are under 4 MiB, 100,000 of any kind under this; more is none
 _TICK_NS = 50_000_000  # changes within one tick of the kernel's clock may bear the same time
 _FEW = 1_000
 _REFRESH_SECONDS = 0.1
@@ -101,6 +102,8 @@ def decode(data: bytes, *, file_hash: str, inode: int) -> tuple[Record, Sidecar]
             token=str(raw.get("claim", "")),
             inode=inode,
         )
+        if values.get("blame") is not None:
+            Blame(values["blame"])
         *folder, base = record.file_name.split(b"/")
         if len(folder) > 1 or not all(map(names.is_plain, (record.arrival_name, base, *folder))):
             raise ValueError("not a sidecar: no file name")
@@ -129,7 +132,9 @@ class Sidecars:
         self._by_hash: dict[str, Record] = {}
         self._by_name: dict[bytes, Record] = {}
         self._by_key: dict[tuple[bytes, int, int], Record] = {}
-        self._none: dict[str, int] = {}  # inodes of what isn't one, by hash: a large one takes seconds, so once only
+        self._none: dict[
+            str, tuple[int, int]
+        ] = {}  # what isn't one, its inode and ctime: a large one takes seconds to read
         self._refreshed_at = 0.0  # monotonic seconds
         self._fresh_ns = -1  # the time of .mpu/ that the index is known to be as new as
 
@@ -151,13 +156,24 @@ class Sidecars:
             file_hash = name[:_HASH_LENGTH].decode("ascii", "replace")
             seen.add(file_hash)
             known = self._by_hash.get(file_hash)
-            if (self._none.get(file_hash) if known is None else known.inode) != inode:
+            if known is None:
+                if file_hash not in self._none or self._none[file_hash] != self._seen(name):
+                    self._read(file_hash)
+            elif known.inode != inode:
                 self._read(file_hash)
-        self._none = {h: inode for h, inode in self._none.items() if h in seen}
+        for file_hash in [h for h in list(self._none) if h not in seen]:
+            self._none.pop(file_hash, None)
         for file_hash in [h for h in list(self._by_hash) if h not in seen]:
             if not os.access(file_hash.encode() + _SUFFIX, os.F_OK, dir_fd=self._fd):
                 self._forget(file_hash)
         self._fresh_ns = changed if time.time_ns() - changed > _TICK_NS else -1
+
+    def _seen(self, name: bytes) -> tuple[int, int] | None:
+        try:
+            found = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except OSError:
+            return None
+        return (found.st_ino, found.st_ctime_ns)
 
     def stale(self) -> bool:
         """Whether another process may have written one that the index doesn't have."""
@@ -256,14 +272,15 @@ class Sidecars:
             found = os.fstat(fd)
             data = b""
             if stat.S_ISREG(found.st_mode) and found.st_size <= _MAX_OCTETS:
-                data = os.read(fd, _MAX_OCTETS)
+                while part := os.read(fd, found.st_size - len(data)):
+                    data += part
         finally:
             os.close(fd)
         try:
             record, sidecar = decode(data, file_hash=file_hash, inode=found.st_ino)
         except ValueError:  # torn by a power loss before its sync, never relied on; or none of ours
             self._forget(file_hash)
-            self._none[file_hash] = found.st_ino
+            self._none[file_hash] = (found.st_ino, found.st_ctime_ns)
             return None
         self._remember(record)
         return record, sidecar
@@ -315,6 +332,7 @@ class Sidecars:
 
     def _remember(self, record: Record) -> None:
         self._forget(record.file_hash)
+        self._none.pop(record.file_hash, None)
         self._by_hash[record.file_hash] = record
         self._by_name[record.file_name] = record
         self._by_key[record.key] = record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import mmap
 import os
 import socket
@@ -28,6 +29,7 @@ from core.errors import (
     StorageFull,
 )
 from core.spool import kernel
+from core.spool.claim import close_both, take_lock
 from core.spool.directory import Delete, DirectorySpool, PutBack
 from core.spool.kernel import Features
 from tests.support.clock import ManualClock
@@ -164,11 +166,36 @@ def test_a_lock_that_fails_for_once_is_not_replaced_by_another_kind(
         spool.close()
 
 
+def test_a_file_on_another_device_that_can_not_be_locked_changes_nothing_for_the_directory(
+    path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """badmail/ may be a mount, of NFS perhaps."""
+    spool = spool_at(path, clock=clock)
+    write(path)
+    real = kernel.lock
+
+    def only_lock_files(fd: int) -> bool:
+        if os.fstat(fd).st_size:
+            raise OSError(errno.EBADF, "not for writing")
+        return real(fd)
+
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(spool.place, "device", -1)
+        elsewhere.setattr(kernel, "lock", only_lock_files)
+        fd = os.open(path / "x.eml", os.O_RDONLY)
+        lock_fd = take_lock(spool.place, fd, b"x.eml")
+        assert lock_fd >= 0
+        close_both(spool.place, fd, lock_fd, b"x.eml")
+    assert spool.place.features.flock
+    spool.close()
+
+
 def test_a_lock_file_that_can_not_be_locked_keeps_nothing_open(
     path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = spool_at(path, clock=clock, features=Features(flock=False))
     write(path, b"x.eml")
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     with monkeypatch.context() as failing:
         failing.setattr(kernel, "lock", raises_errno(errno.ENOLCK))

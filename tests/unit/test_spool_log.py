@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import threading
 import tracemalloc
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from core.domain.outcome import Blame, Outcome, RecipientOutcome
 from core.domain.reply import Phase
 from core.errors import StorageBroken, StorageFull
+from core.smtp.reply_parser import MAX_TEXT
 from core.spool import kernel
 from core.spool.directory import Claim, DirectorySpool, Opened
 from core.spool.log import FRAME, OutcomeLog
@@ -231,6 +233,7 @@ def test_a_sync_that_fails_leaves_no_descriptor_and_is_made_up_for(
     log = spool.place.log
     (claimed,) = claims(spool, tmp_path / "in", 1)
     claimed.begin(["a@b"])
+    gc.collect()
     before, calls = len(os.listdir("/proc/self/fd")), []
     real = getattr(os, failing)
 
@@ -313,6 +316,22 @@ def test_reading_gives_what_a_simple_model_gives(
         assert set(found[number].outcomes) >= {r for r, known in recipients.items() if known}
     spool.release(opened)
     spool.close()
+
+
+def test_the_longest_words_to_many_recipients_can_be_read_back_and_hide_nothing(
+    tmp_path: Path, spool: DirectorySpool
+) -> None:
+    first, second = claims(spool, tmp_path / "in", 2)
+    names = [f"{number}@b" for number in range(2000)]
+    said = [replace(outcome, text="\ufffd" * MAX_TEXT) for outcome in sent(*names)]
+    first.begin(names)
+    first.outcome(said)
+    second.begin(["a@b"])
+    second.outcome(sent("a@b"))
+    told = {claim.file_name: claim for claim in log_of(spool).claims.values()}
+    assert set(told[first.file_name].outcomes) == set(names)
+    assert not told[first.file_name].begun
+    assert set(told[second.file_name].outcomes) == {"a@b"}
 
 
 FORGED = b"9-ab.log.0"

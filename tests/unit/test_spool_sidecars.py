@@ -176,6 +176,7 @@ WRONG: tuple[dict[str, object], ...] = (
     {"possible_duplicate": 1},
     {"reason": {}},
     {"code": [550]},
+    {"blame": "x"},
 )
 
 
@@ -242,6 +243,16 @@ def test_a_name_that_is_no_text_is_no_sidecar(mpu: int, tmp_path: Path) -> None:
     sidecars = Sidecars(mpu)
     sidecars.refresh()
     assert len(sidecars) == 0
+
+
+def test_a_sidecar_is_read_that_got_the_inode_of_nonsense_in_its_place(mpu: int, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"[")
+    sidecars = Sidecars(mpu)
+    sidecars.refresh()
+    (tmp_path / NAME).write_text(json.dumps(GOOD))  # the same inode
+    (tmp_path / "change").touch()
+    sidecars.refresh()
+    assert len(sidecars) == 1
 
 
 def test_nonsense_is_read_once_and_what_takes_its_place_is_read(

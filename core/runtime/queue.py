@@ -1,8 +1,8 @@
 """What waits in the directories, as people are shown it, and the acts of operators on single messages.
 
-Everything is read from the directories themselves. A count that is at most twenty times as old as it took is shown
+Everything is read from the directories themselves. A count that is at most forty times as old as it took is shown
 again; after that a new one is waited for, for 50 ms where there is one before it (of a small directory: one of the last
-second). `as_of` tells how old it is.
+second), else for 5 s. All who ask meanwhile share it. `as_of` tells how old it is.
 """
 
 from __future__ import annotations

@@ -421,7 +421,11 @@ class Relay:
 
     async def _forget_old(self) -> None:
         """Delete what is older than `history_days`."""
-        deleted = await retention.run(self.store, self.clock)
+        try:
+            deleted = await retention.run(self.store, self.clock)
+        except RelayError as error:  # a full disk, a lock: in an hour again
+            log.warning("old history not deleted", reason=error.detail, remedy=error.remedy)
+            return
         if deleted:
             log.info("old history deleted", rows=deleted)
 

@@ -16,7 +16,7 @@ from collections.abc import Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 _RENAME_NOREPLACE = 1
 
@@ -42,12 +42,17 @@ class _Renameat2(Protocol):
 
 @cache
 def _renameat2() -> _Renameat2 | None:
+    file, name = ctypes.c_int, ctypes.c_char_p
+    return cast("_Renameat2 | None", _of_libc("renameat2", ctypes.c_int, file, name, file, name, ctypes.c_uint))
+
+
+def _of_libc(name: str, result: type, *arguments: type) -> Any:
+    """A function of the C library; None on another platform, or where the library is older than the function."""
     try:
-        function = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError):  # another platform, or a C library before glibc 2.28
+        function = getattr(ctypes.CDLL(None, use_errno=True), name)
+    except (AttributeError, OSError):
         return None
-    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
-    function.restype = ctypes.c_int
+    function.argtypes, function.restype = arguments, result
     return function
 
 
@@ -108,13 +113,8 @@ class _Getdents64(Protocol):
 
 @cache
 def _getdents64() -> _Getdents64 | None:
-    try:
-        function = ctypes.CDLL(None, use_errno=True).getdents64
-    except (AttributeError, OSError):  # another platform, or a C library before glibc 2.30
-        return None
-    function.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
-    function.restype = ctypes.c_ssize_t
-    return function
+    octets = ctypes.c_size_t
+    return cast("_Getdents64 | None", _of_libc("getdents64", ctypes.c_ssize_t, ctypes.c_int, ctypes.c_char_p, octets))
 
 
 _LISTING_OCTETS = 1 << 16  # of names at a time

@@ -135,7 +135,7 @@ class Alerts:
         yield from self._problems(inlet)
         stuck = inlet.spool.pending()
         if stuck:
-            stopped = "" if not inlet.spool.pending_stops else "; until then nothing new is taken from the directory"
+            stopped = "; until then nothing new is taken from the directory" if inlet.spool.pending_stops else ""
             yield self._alert(
                 "not_disposed",
                 Severity.ERROR,

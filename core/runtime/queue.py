@@ -55,8 +55,8 @@ log = structlog.get_logger()
 
 COUNTS_STAT_LIMIT = 10_000  # messages up to which sizes and ages are looked at
 COUNTS_WAIT_SECONDS = 0.05  # a count that takes longer is not waited for where there is an earlier one
-COUNTS_PATIENCE_SECONDS = 5.0  # nor any; where there is none before, zeros are shown
 COUNTS_SMALL_SECONDS = 1.0  # nor is it where a usually quick count has one before that is at most so old
+COUNTS_PATIENCE_SECONDS = 5.0  # that any count is waited for; then the one before is shown, or zeros
 COUNTS_AGE_FACTOR = 40.0  # counts may be this many times as old as they took: they take a fortieth of the time at most
 WAITS = frozenset({State.WAITING, State.DEFERRED})
 
@@ -164,13 +164,11 @@ class Queue:
             counting = self._counting[spool] = asyncio.get_running_loop().create_task(self._count(spool, known))
             counting.add_done_callback(lambda task: self._count_ended(spool, task))
             self._counting_since[spool] = began
-        # whoever asks later waits for the rest of it only
-        seconds = max(self._counting_since[spool] + COUNTS_PATIENCE_SECONDS - began, COUNTS_WAIT_SECONDS)
-        if known is not None and (
-            known.took >= COUNTS_WAIT_SECONDS or began - known.monotonic <= COUNTS_SMALL_SECONDS
-        ):  # large, or its drain leaves a count little time: the one before will do
-            seconds = COUNTS_WAIT_SECONDS
-        await asyncio.wait([counting], timeout=seconds)
+        # of a large directory, or one whose drain leaves a count little time, the one before will do
+        large = known is not None and known.took >= COUNTS_WAIT_SECONDS
+        fresh = known is not None and began - known.monotonic <= COUNTS_SMALL_SECONDS
+        patience = 0.0 if large or fresh else self._counting_since[spool] + COUNTS_PATIENCE_SECONDS - began
+        await asyncio.wait([counting], timeout=max(patience, COUNTS_WAIT_SECONDS))
         if counting.done():
             return counting.result()
         return known or _Counted(Counts(), self.clock.now(), began, 0.0)

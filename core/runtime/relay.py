@@ -73,7 +73,7 @@ log = structlog.get_logger()
 FILE_THREADS = 64  # that wait for file systems; made as they are needed
 ABORTED_SECONDS = 2.0  # what was cut off has its outcome at once; only its commit is waited for
 START_AGAIN_SECONDS = (1.0, 2.0, 5.0, 10.0)  # between tries of a start that failed; the last goes on
-LAST_COMMIT_SECONDS = 1.0
+LAST_COMMIT_SECONDS = 1.0  # at least, however long the rest took
 CLOSE_SECONDS = 5.0  # for a last commit; what can't be committed is told by the directory's log at the next start
 
 

@@ -24,6 +24,7 @@ from core.spool.place import Place
 from core.spool.sidecars import Draft, write_all
 from core.spool.values import Claim, Delete, Disposal, Disposed, Hold, PutBack, ToBadmail
 
+_TAKEN = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM})
 _STATES = {PutBack: State.WAITING, ToBadmail: State.BADMAIL, Hold: State.HELD}
 
 
@@ -246,9 +247,6 @@ def discard_now(place: Place, claim: Claim) -> None:
         place.stuck[claim.identity] = error.strerror or str(error)
         return
     claim.discarded = True
-
-
-_TAKEN = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EACCES, errno.EPERM})
 
 
 def write_reason(target: Target, text: str) -> str:

@@ -49,6 +49,10 @@ class Logged:
         """The message as a file: its name then, mtime, size."""
         return (self.file_name, self.mtime_ns, self.size)
 
+    def fits(self, found: os.stat_result | None) -> bool:
+        """Whether what was found somewhere is this message."""
+        return found is not None and (found.st_mtime_ns, found.st_size) == (self.mtime_ns, self.size)
+
 
 @dataclass(slots=True)
 class OwnerLog:
@@ -109,25 +113,22 @@ def _read_segment(mpu_fd: int, name: bytes, log: OwnerLog) -> bool:
             fd = os.open(name, os.O_RDONLY | flags, dir_fd=mpu_fd)
     except OSError:
         return False
-    keep = False
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return False
-        keep = kernel.lock(fd)
+        dead = kernel.lock(fd)
         for body in _bodies(fd):
             with suppress(*_NONSENSE):
                 _sort(body, log)
-        if keep:
+        if dead:
             log.locks.append(fd)
-    except BaseException as error:
-        keep = False
-        if not isinstance(error, OSError):
-            raise
+    except OSError:
         return False
+    else:
+        return True
     finally:
-        if not keep:
+        if fd not in log.locks:
             os.close(fd)
-    return True
 
 
 def _bodies(fd: int) -> Iterator[bytes]:

@@ -166,8 +166,7 @@ class _Recovery:
     def _waiting(self, logged: Logged) -> Iterator[Recovered]:
         """A name that waits, with an outcome that was not disposed of: the rename to `.lck` did not reach the disk."""
         place = self.place
-        found = stat_at(place.work_fd, logged.file_name)
-        if found is None or (found.st_mtime_ns, found.st_size) != (logged.mtime_ns, logged.size):
+        if not logged.fits(stat_at(place.work_fd, logged.file_name)):
             return
         locked = self._lock(logged.file_name, logged.file_name)
         if locked is None:
@@ -305,11 +304,8 @@ class _Recovery:
             log.close()
 
     def _still_there(self, logged: Logged) -> bool:
-        for name in (logged.file_name + names.LOCK, logged.file_name):
-            found = stat_at(self.place.work_fd, name)
-            if found is not None and (found.st_mtime_ns, found.st_size) == (logged.mtime_ns, logged.size):
-                return True
-        return False
+        here = (logged.file_name + names.LOCK, logged.file_name)
+        return any(logged.fits(stat_at(self.place.work_fd, name)) for name in here)
 
     def _remove_sidecar(self, logged: Logged) -> None:
         """Its owner died between the unlink of the message and that of its sidecar, which stays if the message does.
@@ -329,8 +325,7 @@ class _Recovery:
                         if file_name == record.file_name:  # badmail/ is not there now
                             return
                         continue
-                    found = stat_at(dir_fd, name)
-                    if found is not None and (found.st_mtime_ns, found.st_size) == (logged.mtime_ns, logged.size):
+                    if logged.fits(stat_at(dir_fd, name)):
                         return
         now = place.sidecars.read(record)
         if now is not None and now[0] == record:  # nobody has written it meanwhile, for another name

@@ -132,9 +132,7 @@ class Sidecars:
         self._by_hash: dict[str, Record] = {}
         self._by_name: dict[bytes, Record] = {}
         self._by_key: dict[tuple[bytes, int, int], Record] = {}
-        self._none: dict[
-            str, tuple[int, int]
-        ] = {}  # what isn't one, its inode and ctime: a large one takes seconds to read
+        self._none: dict[str, tuple[int, int]] = {}  # inode and ctime of what isn't one: it may take seconds to read
         self._refreshed_at = 0.0  # monotonic seconds
         self._fresh_ns = -1  # the time of .mpu/ that the index is known to be as new as
 
@@ -157,7 +155,8 @@ class Sidecars:
             seen.add(file_hash)
             known = self._by_hash.get(file_hash)
             if known is None:
-                if file_hash not in self._none or self._none[file_hash] != self._seen(name):
+                none = self._none.get(file_hash)
+                if none is None or none != self._seen(name):
                     self._read(file_hash)
             elif known.inode != inode:
                 self._read(file_hash)

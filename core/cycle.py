@@ -42,6 +42,7 @@ from core.spool.directory import DirectorySpool, Opened, Recovered
 
 log = structlog.get_logger()
 T = TypeVar("T")
+_SENT = Outcome.SENT  # with every message (core/domain)
 
 PROBLEMS_KEPT = 1000  # of which the alerts name examples
 RETRY_MAX = 200_000  # names that wait for their time in memory; the others are found by the next scan
@@ -150,7 +151,7 @@ class _Run:
         def done(task: asyncio.Task[Delivered | None]) -> None:
             self.tasks.discard(task)
             delivered = None if task.cancelled() or task.exception() is not None else task.result()
-            if delivered is None or delivered.outcome is not Outcome.SENT:
+            if delivered is None or delivered.outcome is not _SENT:
                 self.returned.add(name)
             if delivered is None:
                 return

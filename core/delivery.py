@@ -70,6 +70,16 @@ from core.transport.smtp import OutgoingMail
 
 log = structlog.get_logger()
 
+# with every message (core/domain)
+_SENT, _MESSAGE, _DELETE, _PUT_BACK, _HOLD = (
+    Outcome.SENT,
+    Blame.MESSAGE,
+    Disposition.DELETE,
+    Disposition.PUT_BACK,
+    Disposition.HOLD,
+)
+_NOT_THE_MESSAGE = frozenset({Blame.ACCOUNT, Blame.SENDER})  # another account may send it
+_STATUS = {outcome: Status(outcome.value) for outcome in Outcome}
 _LAST_SECOND = 253_402_300_799  # of the year 9999: file systems know later ones
 READ_INLINE_BYTES = 1 << 16  # larger files are read in a thread
 KEPT_BYTES = 1 << 20  # a file up to this size stays in memory from the first look to the sending
@@ -476,17 +486,17 @@ class Delivery:
         if duplicate:
             attempt = replace(attempt, possible_duplicate=True)
         work.attempts.append(attempt)
-        some_sent = any(o.outcome is Outcome.SENT for o in attempt.outcomes)
+        blames = {o.blame for o in attempt.outcomes if o.outcome is not _SENT}
+        some_sent = any(o.outcome is _SENT for o in attempt.outcomes)
         for outcome in attempt.outcomes:
-            rest_now = outcome.blame is Blame.MESSAGE and outcome.outcome is Outcome.DEFERRED and some_sent
+            rest_now = outcome.blame is _MESSAGE and outcome.outcome is Outcome.DEFERRED and some_sent
             if not rest_now:
                 work.outcomes[outcome.recipient] = outcome
         if attempt.fault is not None:
             self._outlets.failed(passage, attempt.fault)
         else:
             self._outlets.worked(passage)
-        blames = {o.blame for o in attempt.outcomes if o.outcome is not Outcome.SENT}
-        if blames & {Blame.ACCOUNT, Blame.SENDER}:
+        if blames & _NOT_THE_MESSAGE:
             if Blame.SENDER in blames:
                 self._tell_sender_refused(work, passage, attempt)
             work.tried |= {passage.account.name}
@@ -594,14 +604,14 @@ class Delivery:
             sender=work.prepared.envelope.sender,
             size_bytes=identity.size,
             arrived_at=work.opened.arrived_at,
-            status=Status(settlement.status.value),
+            status=_STATUS[settlement.status],
             finished=settlement.finished,
             internet_message_id=work.prepared.internet_message_id or self.message_id(work.directory, identity),
             subject=work.prepared.subject,
             attempts=tuple(work.attempts),
             outcomes=local,
             reason=settlement.reason,
-            attempts_counted=kept.attempts if kept else before + (settlement.disposition is Disposition.DELETE),
+            attempts_counted=kept.attempts if kept else before + (settlement.disposition is _DELETE),
             first_attempt_at=(kept.first_attempt_at if kept else None) or (was.first_attempt_at if was else None),
             possible_duplicate=bool((kept or was) and (kept or was or Sidecar()).possible_duplicate),
             disposal=_disposal(work.claim, settlement),
@@ -628,7 +638,7 @@ class Delivery:
             tuple(work.attempts),
             blocked,
             settlement.sidecar.due_at if settlement.sidecar else None,
-            settlement.disposition is Disposition.HOLD,
+            settlement.disposition is _HOLD,
             work.opened.arrived_at,
             now,
             sender,
@@ -843,7 +853,7 @@ class Delivery:
 
 def _uncounted(work: _Work, settlement: Settlement) -> bool:
     """Back it goes, with no attempt counted: its account's fault, or the day's quota. (Part of it may be sent.)"""
-    if settlement.disposition is not Disposition.PUT_BACK:
+    if settlement.disposition is not _PUT_BACK:
         return False
     was, kept = work.sidecar, settlement.sidecar
     return kept is None or kept.attempts == (was.attempts if was is not None else 0)
@@ -909,7 +919,7 @@ def _date(seconds: float) -> str:
 
 
 def _all_sent(work: _Work) -> bool:
-    return all(o.outcome is Outcome.SENT for o in work.outcomes.values()) and not (work.sidecar and work.sidecar.failed)
+    return all(o.outcome is _SENT for o in work.outcomes.values()) and not (work.sidecar and work.sidecar.failed)
 
 
 def _disposal(claim: Claim, settlement: Settlement) -> Disposal:

@@ -46,7 +46,7 @@ _MAX_NOTIFY = 500  # what a RCPT line grows by at most (RFC 3461 section 4); eac
 _SHOWN = 320
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one a message (core/domain)
 class Recipient:
     """One recipient: the mailbox as it goes between `<` and `>`, and its RFC 3461 parameters."""
 
@@ -55,7 +55,7 @@ class Recipient:
     orcpt: str | None = None  # addr-type;xtext
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one a message (core/domain)
 class Envelope:
     """Sender, recipients and their parameters; `sender` "" is the null sender."""
 

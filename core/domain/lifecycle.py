@@ -57,10 +57,11 @@ class Settlement:
     @property
     def finished(self) -> bool:
         """Nothing more will happen by itself."""
-        return self.disposition in (Disposition.DELETE, Disposition.BADMAIL)
+        return self.disposition is _DELETE or self.disposition is _BADMAIL
 
 
-_SENT = Outcome.SENT
+_SENT = Outcome.SENT  # with every message (core/domain)
+_DELETE, _BADMAIL = Disposition.DELETE, Disposition.BADMAIL
 ALL_SENT = Settlement(Disposition.DELETE, Outcome.SENT)
 """What comes of nearly all mail."""
 

@@ -28,7 +28,7 @@ class State(StrEnum):
     BADMAIL = "badmail"  # badmail/x.eml
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # one a message (core/domain)
 class MessageIdentity:
     """A message: the directory's name, the file name it arrived with (bytes), its mtime in ns, its size in octets."""
 

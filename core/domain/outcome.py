@@ -30,7 +30,7 @@ class Blame(StrEnum):
     TRANSIENT = "transient"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one a message (core/domain)
 class RecipientOutcome:
     """The outcome for one recipient of one attempt, and what it rests on."""
 
@@ -57,7 +57,7 @@ class AccountFault:
     reply: Reply | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # one a message (core/domain)
 class Way:
     """Which way an attempt goes, known before its outcome. `started_at`: seconds since the epoch."""
 
@@ -67,7 +67,7 @@ class Way:
     started_at: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one a message (core/domain)
 class Attempt:
     """One transaction of one message through one account. Times in seconds since the epoch."""
 

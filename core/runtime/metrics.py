@@ -20,6 +20,7 @@ from core.domain.outcome import Outcome
 from core.runtime.outlets import Outlets
 from core.runtime.views import QueueView
 
+_SENT = Outcome.SENT  # with every message (core/domain)
 _LATENCY_BUCKETS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
 
 
@@ -112,7 +113,7 @@ class Metrics:
             for outcome in attempt.outcomes:
                 counts.recipients[name, account, outcome.outcome._value_] += 1
             counts.duration[account].observe(attempt.ended_at - attempt.started_at)
-        if delivered.outcome is Outcome.SENT and delivered.attempts:
+        if delivered.outcome is _SENT and delivered.attempts:
             counts.latency[name].observe(delivered.attempts[-1].ended_at - delivered.arrived_at)
 
     def ran(self, directory: Directory) -> None:

@@ -15,7 +15,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from core.domain.content import Octets
-from core.domain.reply import Phase
+from core.domain.reply import Phase, Reply
 from core.smtp.dialogue import Capabilities, Failure, FailureKind, Target, Transaction, TransactionResult
 from core.smtp.exchange import Exchange, Step
 from core.smtp.link import Link
@@ -23,6 +23,7 @@ from core.smtp.link import Link
 SMALL_BODY_BYTES = 256 * 1024  # read before the envelope; with CHUNKING sent behind it at once
 THREAD_BODY_BYTES = 1024 * 1024  # over this, reading may block for long: it is done in a thread
 QUIET_SECONDS = 2.0  # after such a silence a kept connection may be dead: see _at_once
+_CONTENT = Step.CONTENT  # with every message (core/domain)
 
 
 class _Sending:
@@ -108,17 +109,14 @@ class Connection(Link):
 
     def _not_sendable(self, transaction: Transaction) -> TransactionResult | None:
         """A result that needs no server."""
-        result = TransactionResult(rcpt_replies=[None] * len(transaction.recipients))
         if self.protocol.closed or self._transport is None or self.protocol.goodbye is not None:
-            self.found_dead = result.reused_dead = True
+            self.found_dead = True
             detail = self._ended.detail if self._ended else "the connection is closed"
-            result.failure = Failure(Phase.MAIL, FailureKind.CLOSED, detail)
-            return result
+            return _unsent(transaction, Failure(Phase.MAIL, FailureKind.CLOSED, detail), reused_dead=True)
         limit = self.capabilities.size_limit
         if limit is not None and transaction.body.size > limit:
             detail = f"5.3.4 the message has {transaction.body.size} octets, the server takes {limit}"
-            result.failure = Failure(Phase.LOCAL, FailureKind.TOO_LARGE, detail)
-            return result
+            return _unsent(transaction, Failure(Phase.LOCAL, FailureKind.TOO_LARGE, detail))
         return None
 
     def _at_once(self, now: float) -> bool:
@@ -238,7 +236,7 @@ class Connection(Link):
             sending.waiter.set_result(result)
 
     def _go_ahead(self, exchange: Exchange) -> None:
-        if exchange.step is not Step.CONTENT:
+        if exchange.step is not _CONTENT:
             return  # refused by what was read together with the 354
         sending = self._sendings[exchange]
         if sending.abandoned:
@@ -247,6 +245,11 @@ class Connection(Link):
             self._write_whole(exchange, sending)
         elif sending.go_ahead is not None and not sending.go_ahead.done():
             sending.go_ahead.set_result(None)
+
+
+def _unsent(transaction: Transaction, failure: Failure, *, reused_dead: bool = False) -> TransactionResult:
+    replies: list[Reply | None] = [None] * len(transaction.recipients)
+    return TransactionResult(replies, failure=failure, reused_dead=reused_dead)
 
 
 def _whole(chunks: Iterator[Octets], size: int) -> list[Octets]:

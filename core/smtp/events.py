@@ -44,14 +44,14 @@ class Answered:
     reply: Reply
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one a message (core/domain)
 class GoAhead:
     """Write the content of this exchange now."""
 
     exchange: Exchange
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one a message (core/domain)
 class Settled:
     """The result of this exchange is complete."""
 

@@ -37,6 +37,8 @@ class Happening(StrEnum):
     LOST = "lost"  # the connection is gone or of no use
 
 
+_ENVELOPE, _OVER = Step.ENVELOPE, Step.OVER  # with every message (core/domain)
+
 TABLE: dict[Step, dict[Happening, Step]] = {
     Step.ENVELOPE: {
         Happening.GO_AHEAD: Step.CONTENT,
@@ -83,7 +85,7 @@ class Exchange:
         self.kept = kept  # the connection has served before
         self.behind = behind  # its envelope was written while replies to the one before were due
         self.began_at = 0.0  # the loop's time, set by the connection
-        self.step = Step.ENVELOPE
+        self.step = _ENVELOPE
         self.accepted = 0
         self.unanswered_rcpts = len(transaction.recipients)
         self.result = TransactionResult(rcpt_replies=[None] * self.unanswered_rcpts)
@@ -94,7 +96,7 @@ class Exchange:
 
     @property
     def over(self) -> bool:
-        return self.step is Step.OVER
+        return self.step is _OVER
 
     @property
     def accepted_mailboxes(self) -> list[str]:

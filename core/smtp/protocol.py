@@ -50,9 +50,11 @@ class State(StrEnum):
     CLOSED = "closed"
 
 
-# looked up at every reply: a global is found sooner than an attribute of an Enum
-_TLS = State.TLS
+# with every message (core/domain)
+_TLS, _READY, _CLOSED = State.TLS, State.READY, State.CLOSED
 _QUIT, _RCPT, _MAIL, _DATA, _LAST = Command.QUIT, Command.RCPT, Command.MAIL, Command.DATA, Command.LAST
+_GO_AHEAD, _LAST_WRITTEN, _ANSWERED = Happening.GO_AHEAD, Happening.LAST_WRITTEN, Happening.ANSWERED
+_ENVELOPE, _CONTENT = Step.ENVELOPE, Step.CONTENT
 
 
 class SmtpProtocol:
@@ -82,16 +84,16 @@ class SmtpProtocol:
     def receive(self, data: bytes) -> list[Event]:
         """Take octets from the server."""
         events: list[Event] = []
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return events
-        if self.state is State.TLS:
+        if self.state is _TLS:
             return self._break(InjectedOctets("the server sent octets between its 220 to STARTTLS and the handshake"))
         replies = self._parser.feed(data)
         error = self._parser.error
         try:
             for reply in replies:
                 self._take(reply, events)
-                if self.closed:
+                if self.state is _CLOSED:
                     return events
         except ProtocolError as fault:
             error = fault
@@ -105,11 +107,11 @@ class SmtpProtocol:
 
     @property
     def closed(self) -> bool:
-        return self.state is State.CLOSED
+        return self.state is _CLOSED
 
     @property
     def _injected(self) -> bool:
-        return self.state is State.TLS and self._parser.has_partial
+        return self.state is _TLS and self._parser.has_partial
 
     def lose(self, kind: FailureKind, detail: str) -> list[Event]:
         """The connection is lost, or given up: no exchange gets a verdict any more."""
@@ -267,7 +269,7 @@ class SmtpProtocol:
     @property
     def may_begin(self) -> bool:
         """Whether the envelope of another message may be written now."""
-        if self.state is not State.READY or self._current is not None or self.goodbye is not None:
+        if self.state is not _READY or self._current is not None or self.goodbye is not None:
             return False
         return self.capabilities.pipelining or not self._expected
 
@@ -313,12 +315,12 @@ class SmtpProtocol:
         if not self._clean:
             self._write(Command.RSET, b"RSET\r\n")
             self._clean = True
-        self._write(Command.MAIL, lines[0], exchange)
+        self._write(_MAIL, lines[0], exchange)
         if self.capabilities.pipelining:
             for index in range(1, len(lines)):
-                self._write(Command.RCPT, lines[index], exchange, index - 1)
+                self._write(_RCPT, lines[index], exchange, index - 1)
             if not chunked:
-                self._write(Command.DATA, b"DATA\r\n", exchange)
+                self._write(_DATA, b"DATA\r\n", exchange)
         self.begun += 1
         self._open.append(exchange)
         self._current = self._last = exchange
@@ -391,7 +393,7 @@ class SmtpProtocol:
             self._step(exchange, index + 1)
 
     def _go_ahead(self, exchange: Exchange, events: list[Event]) -> None:
-        exchange.move(Happening.GO_AHEAD)
+        exchange.move(_GO_AHEAD)
         events.append(GoAhead(exchange))
 
     def _data_answer(self, exchange: Exchange, reply: Reply, events: list[Event]) -> None:
@@ -433,13 +435,13 @@ class SmtpProtocol:
             self._clean = False
         else:
             self._stuffer.stuff(chunk, self.output, dotless=exchange.transaction.body.dotless)
-            self._write(Command.LAST, self._stuffer.end(), exchange)
+            self._write(_LAST, self._stuffer.end(), exchange)
         exchange.result.dot_sent = True
-        exchange.move(Happening.LAST_WRITTEN)
+        exchange.move(_LAST_WRITTEN)
         self._current = None
 
     def _must_write(self, exchange: Exchange) -> None:
-        allowed = Step.ENVELOPE if exchange.at_once else Step.CONTENT
+        allowed = _ENVELOPE if exchange.at_once else _CONTENT
         if self._current is not exchange or exchange.step is not allowed:
             raise RuntimeError("no content is asked for")
 
@@ -456,7 +458,7 @@ class SmtpProtocol:
         if exchange.over:
             return
         exchange.result.final_reply = reply
-        self._settle(exchange, Happening.ANSWERED, events)
+        self._settle(exchange, _ANSWERED, events)
         if exchange.chunked and self._last is exchange:
             if reply.severity == 2:
                 self._clean = True

@@ -41,6 +41,7 @@ from core.errors import MessageChanged, MessageRejected
 from core.spool.foreign import refuse_django_file, refuse_rails_file
 from core.spool.message_file import CHUNK_OCTETS, BodySource, MessageFile
 
+_AUTO, _PLAIN = DotStuffing.AUTO, DotStuffing.PLAIN  # with every message (core/domain)
 _FIRST_READ = 65_536
 _SAMPLE = 4_096  # octets of a body that tell of its line ends
 _TAIL = 1_024  # octets in which a lone dot may end a stuffed file
@@ -348,7 +349,7 @@ def judge(
     if (facts.long_line or facts.has_nul) and is_signed(header):
         what = "a NUL octet" if facts.has_nul else "a line longer than 998 octets"
         raise MessageRejected("5.6.3", f"the mail is signed or encrypted and its body has {what}")
-    proof = DotStuffing.PLAIN if facts.proves_plain else None
+    proof = _PLAIN if facts.proves_plain else None
     named = header.first(b"message-id")
     message_id = named[:998].decode("utf-8", "replace") if named else None
     return Prepared(envelope, header, facts, proof, stuffed, message_id, source, layout.dropped)
@@ -375,11 +376,11 @@ def _scan(source: BodySource) -> BodyFacts:
 
 def _is_stuffed(facts: BodyFacts, header: Header, setting: DotStuffing, proven: DotStuffing | None) -> bool:
     """writers.md: the setting; else this file's proof; else what was proved before; else whether X-Sender leads."""
-    if setting is not DotStuffing.AUTO:
+    if setting is not _AUTO:
         return setting is DotStuffing.STUFFED
     if not facts.dot_lines or facts.proves_plain:
         return False
-    if proven is not None and proven is not DotStuffing.AUTO:
+    if proven is not None and proven is not _AUTO:
         return proven is DotStuffing.STUFFED
     return header.fields[0][0] == b"x-sender"
 

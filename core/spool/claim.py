@@ -41,6 +41,7 @@ _WRITER_BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 _ELSEWHERE_SECONDS = 1.0
 _SEEN_LIMIT = 200_000
 _REGULAR = stat.S_IFREG
+_MAILDIR = MessageFormat.MAILDIR  # with every message (core/domain)
 
 
 def examine(place: Place, name: bytes, *, event_seen: bool) -> Opened:
@@ -61,7 +62,7 @@ def examine(place: Place, name: bytes, *, event_seen: bool) -> Opened:
         identity = MessageIdentity(place.settings.name, name, found.st_mtime_ns, found.st_size)
         if place.stuck:
             _not_stuck(place, identity, found)
-        if place.settings.format is not MessageFormat.MAILDIR:
+        if place.settings.format is not _MAILDIR:
             _no_writer(place, name, fd, found, event_seen=event_seen)
         elif not found.st_size:
             _rested(place, name, found, EMPTY_SECONDS, "it is empty")

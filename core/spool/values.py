@@ -140,7 +140,7 @@ class Recovered:
         return self.claim.sidecar
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one a message (core/domain)
 class Delete:
     """All recipients are done: unlink it."""
 
@@ -175,7 +175,7 @@ class Hold:
 Disposal = Delete | PutBack | ToBadmail | Hold
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one a message (core/domain)
 class Disposed:
     """What became of one disposal. Not ok: `error` says why; `pending` ones are kept locked and tried again.
 

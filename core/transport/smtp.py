@@ -34,6 +34,7 @@ from core.smtp.pool import Pool, PoolTurn
 from core.transport.base import AccountUnavailable, Content, Journal, Mail
 from core.transport.remedies import REMEDIES, silent_banner
 
+_SENT, _DOT = Outcome.SENT, Phase.DOT  # with every message (core/domain)
 INLINE_BYTES = 1 << 18  # a larger body is prepared in a thread: it may be re-encoded
 
 MAX_WORDS = 500  # characters of a server's words in a sentence of ours
@@ -337,9 +338,7 @@ class _Call:
         final, failure = result.final_reply, result.failure
         if final is not None:
             if final.severity == 2:
-                return RecipientOutcome(
-                    mailbox, Outcome.SENT, Phase.DOT, None, final.code, final.enhanced_code, final.text
-                )
+                return RecipientOutcome(mailbox, _SENT, _DOT, None, final.code, final.enhanced_code, final.text)
             return self._refused(mailbox, Phase.DOT, final)
         if failure is not None:
             return self._broken(

@@ -237,7 +237,7 @@ class _Work:
     attempts: list[Attempt] = field(default_factory=list)
     tried: frozenset[str] = frozenset()
     route: Route | None = None
-    settled: bool = False  # handed to the ledger: no longer ours to close
+    settled: bool = False  # the ledger's, or about to be: no longer ours to close
     kept: int = 0  # octets of what is kept in memory
 
     @property
@@ -312,6 +312,7 @@ class Delivery:
             return await self._finish(work)
         except MessageRejected as rejection:
             if work.claim is None:
+                work.settled = True  # with its own claim; what can't be moved to badmail now is kept, locked
                 return await self._reject(spool, directory, opened, rejection, prepared)
             self._refuse_rest(work, rejection)
             return await self._settle(work)
@@ -321,10 +322,11 @@ class Delivery:
             return await self._settle(work)
         finally:
             self._let_go(work)
-            if work.claim is None:
-                spool.release(opened)
-            elif not work.settled:
-                self._abandon(work, work.claim)
+            if not work.settled:
+                if work.claim is None:
+                    spool.release(opened)
+                else:
+                    self._abandon(work, work.claim)
 
     async def _finish(self, work: _Work) -> Delivered:
         await self._attempts(work)
@@ -565,12 +567,15 @@ class Delivery:
                 name, Outcome.DEFERRED, Phase.LOCAL, Blame.TRANSIENT, None, "4.3.0", text
             )
 
-    def _blocked(self, work: _Work) -> Delivered:
+    def _no_claims(self, spool: DirectorySpool) -> Refusal | None:
+        """Why nothing may be claimed now, whichever account it would go through."""
         if not self._ledger.healthy:
-            refusal = Refusal("", "database_unavailable")
-        elif not work.spool.claims_allowed:
-            refusal = Refusal("", "storage_full")
-        else:
+            return Refusal("", "database_unavailable")
+        return None if spool.claims_allowed else Refusal("", "storage_full")
+
+    def _blocked(self, work: _Work) -> Delivered:
+        refusal = self._no_claims(work.spool)
+        if refusal is None:
             assert work.route is not None
             refusal = block_of(work.route)
         sender = work.prepared.envelope.sender
@@ -709,9 +714,10 @@ class Delivery:
         prepared: Prepared | None = None,
     ) -> Delivered:
         """It can never be sent as it is: to badmail, with the reason."""
-        if not self._ledger.healthy or not spool.claims_allowed:
+        refusal = self._no_claims(spool)
+        if refusal is not None:
             spool.release(opened)
-            return Delivered(opened.identity, None, blocked=Refusal("", "storage_full"), arrived_at=opened.arrived_at)
+            return Delivered(opened.identity, None, blocked=refusal, arrived_at=opened.arrived_at)
         claim = spool.claim(opened)
         now = self._clock.now()
         names = tuple(r.mailbox for r in prepared.envelope.recipients) if prepared else ()

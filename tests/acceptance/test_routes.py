@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -151,6 +152,22 @@ async def test_mail_that_nobody_may_send_goes_to_badmail_and_says_what_to_do(tmp
         await bench.drain()
         assert here.sent() == {"first": 0, "second": 1}
         assert await bench.history() == {"jo@example.org": "sent"}
+
+
+async def test_mail_that_nobody_may_send_stays_locked_while_badmail_cannot_be_had(tmp_path: Path) -> None:
+    """Without the lock another process would take it for a dead owner's, and put it back."""
+    async with place(tmp_path, {"shop": None}, accounts={"shop": {"senders": ("shop@example.org",)}}) as p:
+        bench = p.bench
+        (bench.paths["pickup"] / "badmail").symlink_to(tmp_path)
+        bench.drop("x.eml", mail("other@example.org"))
+        await bench.drain()
+        (kept,) = bench.relay.inlets.get("pickup").spool.pending()
+        assert kept.claim.fd >= 0
+        with (bench.paths["pickup"] / "x.eml.lck").open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        (bench.paths["pickup"] / "badmail").unlink()
+        await bench.drain()
+        assert (bench.paths["pickup"] / "badmail" / "x.eml").exists()
 
 
 async def test_bounces_go_through_any_account(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 _SENT = Outcome.SENT  # with every message (core/domain)
 
-PROBLEMS_KEPT = 1000  # of which the alerts name examples
+PROBLEMS_KEPT = 1000  # of which the alerts name examples; of more only the number is told
 RETRY_MAX = 200_000  # names that wait for their time in memory; the others are found by the next scan
 OFFERED_MAX = 100_000  # names that wait for a slot, likewise
 SETTLING_MAX = 192  # messages that are sent and wait for their commit: what a power cut could repeat
@@ -216,6 +216,7 @@ class Cycle:
         self._timer: asyncio.TimerHandle | None = None
         self._recovered = False
         self._recovering = asyncio.Lock()
+        self._untold = 0  # problems over PROBLEMS_KEPT, since the end of the last run
         self._stopping = False
 
     # --- whole runs ---
@@ -296,6 +297,9 @@ class Cycle:
         name = recovered.claim.file_name
         try:
             delivered = await self._deliverer.settle_recovered(self.spool, self.directory, recovered)
+        except DirectoryUnavailable as error:
+            self._lost(error)
+            return
         except (StorageFull, StorageBroken) as error:
             self._storage(error)
             return
@@ -333,6 +337,11 @@ class Cycle:
         await self._work_off_later(run, ended, self._clock.monotonic() + linger_seconds)
         if seen is not None and not ended():
             self._forget(seen)
+        if self._untold:
+            log.warning(
+                "more left alone", directory=self.directory.name, files=self._untold, remedy="see to the others first"
+            )
+            self._untold = 0
 
     async def _work_off_later(self, run: _Run, ended: Callable[[], bool], last: float) -> None:
         """What waits for accounts of its own, in order, as those have room; until all that the run began is done."""
@@ -616,9 +625,13 @@ class Cycle:
     # --- what is left alone ---
 
     def _problem(self, name: bytes, error: MessageError) -> None:
-        if name not in self.problems:
-            if len(self.problems) < PROBLEMS_KEPT:
-                self.problems[name] = Problem(name, error, self._clock.now())
+        before = self.problems.get(name)
+        if before is None and len(self.problems) >= PROBLEMS_KEPT:
+            self._untold += 1
+            return
+        since = self._clock.now() if before is None else before.since
+        self.problems[name] = Problem(name, error, since)
+        if before is None or before.error.code != error.code:
             log.warning(
                 "left alone",
                 directory=self.directory.name,

@@ -128,6 +128,14 @@ class Alerts:
                 cycle.unavailable.remedy or "make the directory accessible again; MPU looks by itself",
                 directory=name,
             )
+        elif inlet.directory.watch and inlet.unwatched:
+            yield self._alert(
+                "not_watched",
+                Severity.WARNING,
+                f"new mail waits for the next run: {inlet.unwatched}",
+                "raise the limit that it names, or set the directory's `watch` to false; then restart the service",
+                directory=name,
+            )
         if cycle.storage is not None:
             yield self._alert(
                 cycle.storage.code, Severity.CRITICAL, cycle.storage.detail, cycle.storage.remedy, directory=name

@@ -36,6 +36,7 @@ class Inlet:
     cycle: Cycle
     pause: Pause | None = None
     timer: asyncio.TimerHandle | None = None
+    unwatched: str = ""  # why not, where it should be
 
     @property
     def spool(self) -> DirectorySpool:
@@ -160,6 +161,7 @@ class Inlets:
             reason = self._watcher.add(inlet.directory)
         except (RelayError, OSError) as error:
             reason = str(error)
+        inlet.unwatched = reason
         if reason:
             log.warning(
                 "directory is not watched",
@@ -167,6 +169,12 @@ class Inlets:
                 reason=reason,
                 remedy="the interval finds new files all the same",
             )
+
+    def watch_all(self) -> None:
+        """All watches were lost: make them anew, and look for what came meanwhile."""
+        for inlet in self:
+            if inlet.directory.enabled and inlet.directory.watch:
+                self.on_overflow(inlet.directory.name)
 
     def _retire(self, inlet: Inlet) -> None:
         if inlet.timer is not None:
@@ -294,10 +302,11 @@ class Inlets:
 
     async def close(self) -> None:
         """Let go of all directories, once drained."""
+        if self._relay_timer is not None:
+            self._relay_timer.cancel()
         for inlet in self:
-            for timer in (inlet.timer, self._relay_timer):
-                if timer is not None:
-                    timer.cancel()
+            if inlet.timer is not None:
+                inlet.timer.cancel()
             await inlet.cycle.close()
         for task, cycle in list(self._retired.items()):
             task.cancel()

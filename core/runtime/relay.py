@@ -74,6 +74,7 @@ FILE_THREADS = 64  # that wait for file systems; made as they are needed
 ABORTED_SECONDS = 2.0  # what was cut off has its outcome at once; only its commit is waited for
 START_AGAIN_SECONDS = (1.0, 2.0, 5.0, 10.0)  # between tries of a start that failed; the last goes on
 LAST_COMMIT_SECONDS = 1.0  # at least, however long the rest took
+WATCH_AGAIN_SECONDS = 10.0  # after inotify failed
 CLOSE_SECONDS = 5.0  # for a last commit; what can't be committed is told by the directory's log at the next start
 
 
@@ -92,6 +93,7 @@ class Relay:
         self._chance = chance
         self._state = "new"
         self._tasks: set[asyncio.Task[None]] = set()
+        self._applying = asyncio.Lock()  # of two changes at once, what was saved last must be set last
         self._watching: asyncio.Task[None] | None = None
         self._retrying: asyncio.Task[None] | None = None
         self._cut_off_at = 0.0  # of a stop, by the loop's clock: what is in flight then is cut off
@@ -323,12 +325,13 @@ class Relay:
             record = next((r for r in records if r.account.name == name), None)
             return record, used_by(session, [record.account] if record is not None else [], self.clock.now())
 
-        record, used = await self.store.read(load)
-        if record is None:
-            self.outlets.remove(name)
-        else:
-            self.outlets.quotas.restore(used)
-            self.outlets.set(record.account, record.pause)
+        async with self._applying:
+            record, used = await self.store.read(load)
+            if record is None:
+                self.outlets.remove(name)
+            else:
+                self.outlets.quotas.restore(used)
+                self.outlets.set(record.account, record.pause)
         if self.store.secret_error is not None:  # only now: before, a login without the password would be tried
             await self.store.check_secrets()
             self._on_health()
@@ -337,16 +340,18 @@ class Relay:
 
     async def apply_directory(self, name: str) -> None:
         """A directory was saved or deleted."""
-        records = await self.store.read(directory_rows.load)
-        record = next((r for r in records if r.directory.name == name), None)
-        if record is None:
-            self.inlets.remove(name)
-        else:
-            self.inlets.set(record.directory, record.pause)
+        async with self._applying:
+            records = await self.store.read(directory_rows.load)
+            record = next((r for r in records if r.directory.name == name), None)
+            if record is None:
+                self.inlets.remove(name)
+            else:
+                self.inlets.set(record.directory, record.pause)
 
     async def apply_settings(self) -> None:
         """Settings of the service were changed: mail that waits may have another way now."""
-        self.outlets.set_sender_routes(await self.store.read(sender_routes.load))
+        async with self._applying:
+            self.outlets.set_sender_routes(await self.store.read(sender_routes.load))
         self.inlets.wake_all()
 
     async def _count(self, attempt: Attempt) -> None:
@@ -414,10 +419,18 @@ class Relay:
         task.add_done_callback(self._tasks.discard)
 
     async def _watch(self) -> None:
-        try:
-            await self.watcher.run()
-        except OSError as error:
-            log.exception("directories are not watched", reason=str(error), remedy="the interval finds files; restart")
+        while True:
+            try:
+                await self.watcher.run()
+            except OSError as error:
+                log.exception(
+                    "directories are not watched",
+                    reason=str(error),
+                    remedy="nothing to do: it is tried again, and the interval finds files meanwhile",
+                )
+            self.watcher.close()
+            await asyncio.sleep(WATCH_AGAIN_SECONDS)
+            self.inlets.watch_all()
 
     async def _forget_old(self) -> None:
         """Delete what is older than `history_days`."""
@@ -480,12 +493,12 @@ class Relay:
 
     def begin_stop(self) -> None:
         """At SIGTERM, before open requests are waited for: claims end, open drains will answer."""
-        if self._state not in ("ready", "starting"):
+        if self._state not in ("ready", "starting", "failed"):
             return
         self._state = "stopping"
         self._cut_off_at = asyncio.get_running_loop().time() + self.settings.grace_seconds
         log.info("stopping", grace_seconds=self.settings.grace_seconds)
-        if "inlets" in self.__dict__:
+        if "operations" in self.__dict__:  # composed, and perhaps at work, even where the start failed after it
             self.inlets.begin_stop()
             self.outlets.quotas.close()
             self.drains.begin_stop()

@@ -31,7 +31,7 @@ from core.errors import (
 )
 from core.spool import kernel, names
 from core.spool.permission import describe
-from core.spool.place import Place, Seen
+from core.spool.place import Place, Seen, unavailable
 from core.spool.values import Claim, Opened
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -164,7 +164,7 @@ def claim_error(place: Place, error: OSError) -> RelayError:
     if error.errno in kernel.NO_SPACE:
         return StorageFull(f"{place.settings.path}: {error.strerror}", remedy="make room on the file system")
     if error.errno == errno.EIO:
-        return StorageBroken(f"{place.settings.path}: {error.strerror}", remedy="check the file system")
+        return StorageBroken(f"{place.settings.path}: {error.strerror}", remedy="check the file system, then restart")
     remedy = ""
     if error.errno in kernel.NO_RIGHT:
         remedy = "the service needs write and execute rights on the directory"
@@ -179,7 +179,10 @@ def claim_error(place: Place, error: OSError) -> RelayError:
 
 
 def open_message(place: Place, dir_fd: int, name: bytes) -> int:
-    """Step 2's open. Raises MessageGone, MessageRefused, MessageUnreadable, MessageNotReady."""
+    """Step 2's open.
+
+    Raises MessageGone, MessageRefused, MessageUnreadable, MessageNotReady, DirectoryUnavailable.
+    """
     try:
         return os.open(name, _OPEN, dir_fd=dir_fd)
     except FileNotFoundError:
@@ -195,7 +198,10 @@ def open_message(place: Place, dir_fd: int, name: bytes) -> int:
             raise MessageNotReady(
                 f"it can't be opened now: {error.strerror}", retry_after_seconds=_ELSEWHERE_SECONDS
             ) from None
-        found = stat_at(dir_fd, name)
+        try:
+            found = stat_at(dir_fd, name)
+        except OSError as lost:  # a share that went away
+            raise unavailable(place.settings.path, lost) from None
         if found is None:
             raise MessageGone("it is gone") from None
         if not stat.S_ISREG(found.st_mode):

@@ -280,7 +280,7 @@ def remove_reason(place: Place, base: bytes) -> None:
 
 
 def sync_directory(place: Place, fd: int) -> None:
-    """Fsync of a directory. Raises StorageBroken for EIO, which is never retried."""
+    """Fsync of a directory. Raises StorageBroken (EIO, or whatever else it says), which is never retried."""
     try:
         os.fsync(fd)
     except OSError as error:

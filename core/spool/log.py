@@ -104,7 +104,9 @@ class OutcomeLog:
 
     @property
     def usable(self) -> bool:
-        """False after an append failed: until one works again (no space; tried once a second), or for good (EIO)."""
+        """False after an append failed: until one works again (no space; tried once a second), or for good (EIO, or
+        whatever else is no want of room or right).
+        """
         if self._error is None:
             return True
         if isinstance(self._error, StorageBroken) or self._clock.monotonic() < self._probe_at:
@@ -250,7 +252,9 @@ class OutcomeLog:
             )
         if error.errno in kernel.NO_SPACE or error.errno in _LIMITS:
             return StorageFull(f"the outcome log can't grow: {error.strerror}", remedy="make room on the file system")
-        return StorageBroken(f"the outcome log can't be written: {error.strerror}", remedy="check the file system")
+        return StorageBroken(
+            f"the outcome log can't be written: {error.strerror}", remedy="check the file system, then restart"
+        )
 
     # --- segments ----------------------------------------------------------------------------------------------------
 

@@ -203,7 +203,7 @@ class Sidecars:
             return False
         if (record.mtime_ns, record.size) == (mtime_ns, size):
             return True
-        del self._by_name[file_name]
+        self._by_name.pop(file_name, None)  # another thread may have done it
         return False
 
     def record_of(self, file_hash: str) -> Record | None:
@@ -341,9 +341,9 @@ class Sidecars:
         if record is None:
             return
         if self._by_name.get(record.file_name) is record:
-            del self._by_name[record.file_name]
+            self._by_name.pop(record.file_name, None)
         if self._by_key.get(record.key) is record:
-            del self._by_key[record.key]
+            self._by_key.pop(record.key, None)
 
 
 def write_all(fd: int, data: bytes) -> None:

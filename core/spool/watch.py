@@ -40,17 +40,15 @@ class _Watched:
 
 
 class Watcher:
-    """Calls back in the event loop. `on_overflow(name)`: events of this directory may be missing, scan it."""
+    """Calls back in the event loop. `on_overflow(name)`: events of it may be missing, or it went: scan it."""
 
     def __init__(
         self,
         on_name: Callable[[str, bytes], None],
         on_overflow: Callable[[str], None],
-        on_lost: Callable[[str], None] | None = None,
     ) -> None:
         self._on_name = on_name
         self._on_overflow = on_overflow
-        self._on_lost = on_lost or on_overflow
         self._by_number: dict[int, _Watched] = {}
         self._inotify: Inotify | None = None
         self._unavailable = "" if _AVAILABLE else "there is no inotify on this platform"
@@ -137,7 +135,7 @@ class Watcher:
             found = self._by_number.get(number)
             if found is not None and mask & _LOST:
                 self.remove(found.name)
-                self._on_lost(found.name)
+                self._on_overflow(found.name)
             elif found is not None and length and not mask & _IN_ISDIR:
                 name = data[offset : offset + length].rstrip(b"\0")
                 if not name.endswith(_OURS):

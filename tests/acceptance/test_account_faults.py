@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from core.domain.account import Account, AuthMethod, FromPolicy, Security
 from tests.support.relay import SIMPLE, Bench, account, mail, running, until
@@ -232,3 +235,28 @@ async def test_settings_changed_in_mid_send_leave_what_is_in_flight_alone(tmp_pa
             bench.drop("b.eml", SIMPLE)
             await until(lambda: other.messages and not bench.names(), "delivery")
             assert (len(server.messages), len(other.messages)) == (1, 1)
+
+
+async def test_of_two_changes_at_once_what_was_saved_last_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        store, has_read, go_on = bench.relay.store, asyncio.Event(), asyncio.Event()
+        read = store.read
+
+        async def slow(load: Any) -> Any:
+            found = await read(load)
+            has_read.set()
+            await go_on.wait()
+            return found
+
+        with monkeypatch.context() as slowly:
+            slowly.setattr(store, "read", slow)
+            first = asyncio.create_task(bench.relay.apply_account("main"))
+            await has_read.wait()
+        second = asyncio.create_task(bench.http.patch("/accounts/main", json={"enabled": False}))
+        await asyncio.wait({second}, timeout=0.3)  # without order it would be through by then
+        go_on.set()
+        await first
+        assert (await second).status_code == 200
+        assert not bench.relay.outlets.account("main").enabled

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from api.cli.output import cell
+from core import cycle as cycle_module
 from core.domain.account import Directory, DotStuffing
 from tests.support.clock import ManualClock
 from tests.support.relay import SIMPLE, Bench, account, mail, running
@@ -351,6 +352,28 @@ async def test_what_is_no_mail_file_is_not_opened_reported_and_left_without_a_ha
         assert (alert["code"], alert["messages_affected"]) == ("left_alone", len(names))
         assert alert["remedy"]
         assert set(bench.names()) == names
+
+
+async def test_a_problem_is_told_as_it_is_now_and_no_more_of_them_than_anybody_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cycle_module, "PROBLEMS_KEPT", 3)
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        pickup = bench.paths["pickup"]
+        for number in range(8):
+            (pickup / f"{number}.eml").mkdir()
+        for _ in range(2):
+            capsys.readouterr()
+            await bench.drain()
+        lines = capsys.readouterr().out.splitlines()
+        assert [line for line in lines if "left alone" in line and "more" not in line] == [], "told before"
+        assert len([line for line in lines if "more left alone" in line and "files=5" in line]) == 1
+        for number in range(8):
+            (pickup / f"{number}.eml").rmdir()
+            (pickup / f"{number}.eml").symlink_to("/nowhere")
+        await bench.drain()
+        (alert,) = (await bench.get("/alerts"))["items"]
+        assert "symbolic link" in alert["detail"]
 
 
 async def test_a_hard_link_is_reported_and_left(tmp_path: Path) -> None:

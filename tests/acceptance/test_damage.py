@@ -290,3 +290,26 @@ async def test_a_start_that_failed_for_want_of_room_goes_on_by_itself(
     finally:
         await relay.stop()
     assert relay.state == "stopped"
+
+
+async def test_a_start_tried_again_that_fails_with_the_database_open_is_told_and_stops_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "START_AGAIN_SECONDS", (0.01,))
+    settings = settings_for(tmp_path)
+    settings.data_dir.parent.mkdir(exist_ok=True)
+    settings.data_dir.write_text("not a folder yet")
+    relay = Relay(settings)
+
+    async def fails() -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(relay, "_take_over", fails)
+    await relay.start()
+    settings.data_dir.unlink()
+    await until(lambda: relay.failure is not None and "a defect" in relay.failure.detail, "the failure")
+    assert relay.health().status == "unavailable"
+    relay.begin_stop()
+    assert relay.state == "stopping", "and not cut off at once, whatever is at work already"
+    await relay.stop()
+    assert relay.state == "stopped"

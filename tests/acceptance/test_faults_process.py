@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from core.domain.account import AuthMethod, Directory
+from core.runtime import relay as relay_module
+from core.spool import watch
 from core.store import engine
 from tests.support.clock import ManualClock
 from tests.support.relay import SIMPLE, Bench, account, add_account, mail, running, until
@@ -22,6 +24,30 @@ from tests.support.spool import claim, raises_errno, spool_at
 
 async def _alerts(bench: Bench) -> dict[str, dict[str, Any]]:
     return {alert["code"]: alert for alert in (await bench.get("/alerts"))["items"]}
+
+
+# --- watches ----------------------------------------------------------------------------------------------------------
+
+
+async def test_inotify_that_fails_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay_module, "WATCH_AGAIN_SECONDS", 0.01)
+    async with SmtpServer() as server, running(tmp_path, [account(server)], watch=True) as bench:
+        with monkeypatch.context() as failing:
+            failing.setattr(watch, "_READ_OCTETS", 1)  # the kernel refuses to give an event in so few
+            bench.drop("a.eml", SIMPLE)
+            await until(lambda: server.messages, "what came meanwhile")
+        bench.drop("b.eml", mail(2))
+        await until(lambda: len(server.messages) == 2, "the event")
+
+
+async def test_a_directory_that_can_not_be_watched_is_an_alert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch.Inotify, "add_watch", raises_errno(errno.ENOSPC))
+    async with SmtpServer() as server, running(tmp_path, [account(server)], watch=True) as bench:
+        alert = (await _alerts(bench))["not_watched"]
+        assert "max_user_watches" in alert["detail"]
+        answer = await bench.http.patch("/directories/pickup", json={"watch": False})
+        assert answer.status_code == 200, answer.text
+        assert "not_watched" not in await _alerts(bench)
 
 
 # --- stops, runs, clocks ----------------------------------------------------------------------------------------------

@@ -638,3 +638,20 @@ def test_another_process_keeps_to_the_back_off_and_to_what_was_accepted(
     assert opened.sidecar == sidecar
     other.release(opened)
     other.close()
+
+
+@pytest.mark.parametrize("what", ["the open", "the look after it"])
+def test_a_share_that_went_away_is_told_as_such(
+    path: Path, spool: DirectorySpool, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    write(path)
+    with monkeypatch.context() as gone:
+        gone.setattr(os, "open", raises_errno(errno.ESTALE))
+        if what == "the look after it":
+            gone.setattr(os, "stat", raises_errno(errno.ESTALE))
+            with pytest.raises(DirectoryUnavailable, match="Stale"):
+                spool.examine(b"x.eml")
+        else:
+            with pytest.raises(MessageUnreadable, match="Stale"):  # of this file alone
+                spool.examine(b"x.eml")
+    spool.release(spool.examine(b"x.eml", event_seen=True))

@@ -239,7 +239,7 @@ async def test_an_overflow_of_the_event_queue_scans_again(tmp_path: Path, monkey
         before = bench.relay.scheduler.runs("pickup")
         for number in range(20):
             bench.drop(f"{number}.eml", mail(number))
-        bench.relay.watcher._on_lost("pickup")
+        bench.relay.watcher._on_overflow("pickup")
         await until(lambda: len(server.messages) == 20 and not bench.names(), "delivery")
         await until(lambda: bench.relay.scheduler.runs("pickup") > before, "the scan")
 

@@ -41,7 +41,7 @@ async def test_inotify_that_fails_is_told_and_tried_again(tmp_path: Path, monkey
 
 
 async def test_a_directory_that_can_not_be_watched_is_an_alert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch.Inotify, "add_watch", raises_errno(errno.ENOSPC))
+    monkeypatch.setattr("core.spool.watch.Inotify.add_watch", raises_errno(errno.ENOSPC))
     async with SmtpServer() as server, running(tmp_path, [account(server)], watch=True) as bench:
         alert = (await _alerts(bench))["not_watched"]
         assert "max_user_watches" in alert["detail"]

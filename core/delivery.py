@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import structlog
 
 from core.domain.account import Account, Directory
-from core.domain.clock import Clock
+from core.domain.clock import Clock, utc_text
 from core.domain.envelope import Recipient, rewrite_sender
 from core.domain.lifecycle import ALL_SENT, Disposition, Settlement, letter, settle
 from core.domain.message import MessageIdentity
@@ -471,7 +471,7 @@ class Delivery:
             envelope = rewrite_sender(envelope, account.from_address, account.from_policy)
         message_id = date = None  # the writer's
         if prepared.internet_message_id is None:
-            message_id = (was and was.message_id) or self.message_id(work.directory, work.opened.identity)
+            message_id = (was and was.message_id) or self._message_id(work.directory, work.opened.identity)
         if not prepared.has_date:
             date = (was and was.date) or _date(work.opened.arrived_at)
         content = prepared.content(
@@ -481,6 +481,11 @@ class Delivery:
             from_policy=account.from_policy,
         )
         return OutgoingMail(envelope.sender, recipients, content, envelope.ret, envelope.envid)
+
+    def _message_id(self, directory: Directory, identity: MessageIdentity) -> str:
+        """The Message-ID that is added where there is none: the same on each attempt (writers.md)."""
+        digest = hashlib.sha256(f"{directory.name}\0{identity.local_id}".encode()).hexdigest()[:40]
+        return f"<{digest}@{self._host_name}>"
 
     def _take(self, work: _Work, passage: Passage, attempt: Attempt) -> None:
         """Enter what an attempt brought; leave open what another account, or a new transaction, may still do."""
@@ -611,7 +616,7 @@ class Delivery:
             arrived_at=work.opened.arrived_at,
             status=_STATUS[settlement.status],
             finished=settlement.finished,
-            internet_message_id=work.prepared.internet_message_id or self.message_id(work.directory, identity),
+            internet_message_id=work.prepared.internet_message_id or self._message_id(work.directory, identity),
             subject=work.prepared.subject,
             attempts=tuple(work.attempts),
             outcomes=local,
@@ -672,7 +677,7 @@ class Delivery:
                     **about,
                     account=account,
                     reason=settlement.reason,
-                    due_at=_shown(settlement.sidecar.due_at),
+                    due_at=utc_text(settlement.sidecar.due_at),
                     attempts=settlement.sidecar.attempts,
                     remedy="nothing to do: it is tried again when due; `mpu retry` makes it due now",
                 )
@@ -700,7 +705,7 @@ class Delivery:
             return settlement
         sidecar = settlement.sidecar
         if work.prepared.internet_message_id is None and sidecar.message_id is None:
-            sidecar = replace(sidecar, message_id=self.message_id(work.directory, work.opened.identity))
+            sidecar = replace(sidecar, message_id=self._message_id(work.directory, work.opened.identity))
         if not work.prepared.has_date and sidecar.date is None:
             sidecar = replace(sidecar, date=_date(work.opened.arrived_at))
         return replace(settlement, sidecar=sidecar)
@@ -767,7 +772,7 @@ class Delivery:
             remedy=rejection.remedy or "correct the file, then `mpu retry` it",
         )
         _report_disposed(disposed, {"message": opened.identity.id, "directory": directory.name})
-        return Delivered(opened.identity, Outcome.FAILED, outcomes, (), None, None, False, opened.arrived_at, now)
+        return Delivered(opened.identity, Outcome.FAILED, outcomes, arrived_at=opened.arrived_at, ended_at=now)
 
     # --- a message whose owner died ---
 
@@ -851,11 +856,6 @@ class Delivery:
         due_at = settled.sidecar.due_at if settled.sidecar else None
         return Delivered(claim.identity, settled.status, told, due_at=due_at)
 
-    def message_id(self, directory: Directory, identity: MessageIdentity) -> str:
-        """The Message-ID that is added where there is none: the same on each attempt (writers.md)."""
-        digest = hashlib.sha256(f"{directory.name}\0{identity.local_id}".encode()).hexdigest()[:40]
-        return f"<{digest}@{self._host_name}>"
-
 
 def _uncounted(work: _Work, settlement: Settlement) -> bool:
     """Back it goes, with no attempt counted: its account's fault, or the day's quota. (Part of it may be sent.)"""
@@ -914,10 +914,6 @@ def _report_disposed(disposed: object, about: dict[str, str]) -> None:
             log.warning("disposed of, with a remark", **about, remark=disposed.error)
         else:
             log.error("could not dispose of the file", **about, error=disposed.error, remedy=disposed.remedy)
-
-
-def _shown(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _date(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Protocol
 
 
@@ -15,3 +16,8 @@ class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds since some point; never goes back."""
         ...
+
+
+def utc_text(seconds: float | None) -> str | None:
+    """A time in seconds since the epoch as people read it, to the second (RFC 3339, UTC); None stays None."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -192,14 +192,14 @@ def order_of(
         order = (shares or Shares(directory.accounts, directory.weights)).order()
         return sorted(order, key=last.__ne__) if last is not None else order
     if directory.strategy is Strategy.BY_SENDER:
-        return sorted(directory.accounts, key=lambda name: _RANKS[_place_by_sender(send_as(name), key)])
+        return sorted(directory.accounts, key=lambda name: _RANKS[_ground_by_sender(send_as(name), key)])
     return directory.accounts
 
 
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
-class Place(StrEnum):
+class Ground(StrEnum):
     """Why an account stands where it stands."""
 
     SENDER_ROUTE = "sender_route"
@@ -211,7 +211,7 @@ class Place(StrEnum):
     REST = "rest"
 
 
-_RANKS = {Place.ADDRESS: 0, Place.DOMAIN: 1, Place.ANYONE: 2, Place.REST: 3}
+_RANKS = {Ground.ADDRESS: 0, Ground.DOMAIN: 1, Ground.ANYONE: 2, Ground.REST: 3}
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ class Standing:
     """One account that was asked for a message. `detail`: the entry that names the sender, or the weight."""
 
     account: str
-    place: Place
+    ground: Ground
     detail: str = ""
     refusal: Refusal | None = None
 
@@ -233,28 +233,28 @@ def standings(
     in_the_way: InTheWay,
     shares: Shares | None = None,
 ) -> tuple[Standing, ...]:
-    """Every account for a message of this sender, best first, with its place and what is in its way."""
+    """Every account for a message of this sender, best first, with the ground of its place and what is in its way."""
     entry = routes.entry(key) if routes is not None else None
     found = []
     for account in order_of(directory, key, routes=routes, send_as=send_as, shares=shares):
-        place, detail = Place.ORDER, ""
+        ground, detail = Ground.ORDER, ""
         if entry is not None:
-            place, detail = Place.SENDER_ROUTE, entry
+            ground, detail = Ground.SENDER_ROUTE, entry
         elif directory.strategy is Strategy.BALANCE:
             position = directory.accounts.index(account)
-            place, detail = Place.TURN, str(directory.weights[position] if directory.weights else 1)
+            ground, detail = Ground.TURN, str(directory.weights[position] if directory.weights else 1)
         elif directory.strategy is Strategy.BY_SENDER:
-            place = _place_by_sender(send_as(account), key)
-            detail = {Place.ADDRESS: key, Place.DOMAIN: domain_of(key)}.get(place, "")
-        found.append(Standing(account, place, detail, _refusal(account, key, send_as, in_the_way, ())))
+            ground = _ground_by_sender(send_as(account), key)
+            detail = {Ground.ADDRESS: key, Ground.DOMAIN: domain_of(key)}.get(ground, "")
+        found.append(Standing(account, ground, detail, _refusal(account, key, send_as, in_the_way, ())))
     return tuple(found)
 
 
-def _place_by_sender(allowed: SendAs | None, key: str) -> Place:
+def _ground_by_sender(allowed: SendAs | None, key: str) -> Ground:
     if allowed is None:
-        return Place.REST
+        return Ground.REST
     if not allowed.senders:
-        return Place.ANYONE
+        return Ground.ANYONE
     if key and key in allowed.senders:
-        return Place.ADDRESS
-    return Place.DOMAIN if key and domain_of(key) in allowed.senders else Place.REST
+        return Ground.ADDRESS
+    return Ground.DOMAIN if key and domain_of(key) in allowed.senders else Ground.REST

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal
 
 from core.delivery import block_of
 from core.domain.account import Account, Directory, DotStuffing
+from core.domain.clock import utc_text
 from core.domain.content import FromRewrite, from_rewrite, is_signed, only_hidden_recipients, rewritten_from
 from core.domain.envelope import Envelope, rewrite_sender
 from core.domain.message import State
@@ -20,7 +20,7 @@ from core.domain.routing import (
     SENDER_NOT_ALLOWED,
     TRIED,
     UNKNOWN,
-    Place,
+    Ground,
     Refusal,
     Route,
     Standing,
@@ -44,13 +44,13 @@ _IN_THE_WAY = {
     QUOTA: "has spent its quota",
 }
 _PLACES = {
-    Place.SENDER_ROUTE: "a sender route names {}",
-    Place.ORDER: "in the directory's order",
-    Place.TURN: "shares the mail by weight {}",
-    Place.ADDRESS: "its senders name {}",
-    Place.DOMAIN: "its senders name {}",
-    Place.ANYONE: "takes any sender",
-    Place.REST: "its senders do not name this one",
+    Ground.SENDER_ROUTE: "a sender route names {}",
+    Ground.ORDER: "in the directory's order",
+    Ground.TURN: "shares the mail by weight {}",
+    Ground.ADDRESS: "its senders name {}",
+    Ground.DOMAIN: "its senders name {}",
+    Ground.ANYONE: "takes any sender",
+    Ground.REST: "its senders do not name this one",
 }
 
 
@@ -133,8 +133,8 @@ class Explainer:
 def _choices(standings: Sequence[Standing], sender: str, account: Callable[[str], Account]) -> Iterator[AccountChoice]:
     chosen: str | None = None
     for standing in standings:
-        place = _PLACES[standing.place].format(standing.detail)
-        if standing.place is Place.TURN and standing.detail == "0":
+        place = _PLACES[standing.ground].format(standing.detail)
+        if standing.ground is Ground.TURN and standing.detail == "0":
             place = "has weight 0: only if no other may"
         if standing.refusal is not None:
             counts = sender
@@ -158,7 +158,7 @@ def _in_the_way(refusal: Refusal, sender: str) -> str:
     words = _IN_THE_WAY.get(refusal.reason, refusal.reason)
     if refusal.until is None:
         return words
-    return f"{words} until {datetime.fromtimestamp(refusal.until, UTC).isoformat(timespec='seconds')}"
+    return f"{words} until {utc_text(refusal.until)}"
 
 
 def _gives_way(prepared: Prepared, rewrite: FromRewrite | None) -> Iterator[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from core.cycle import LINGER_SECONDS, Cycle, Deliverer, Report
+from core.cycle import LINGER_SECONDS, Cycle, Deliverer
 from core.delivery import Delivered
 from core.domain.account import Directory
 from core.domain.circuit import Pause, operators_pause
@@ -56,7 +56,7 @@ class Inlets:
         clock: Clock,
         remember: Callable[[str | None, Pause | None], None],
         on_delivered: Callable[[Directory, Delivered], None],
-        on_run: Callable[[Directory, Report], None],
+        on_run: Callable[[Directory], None],
         look_ahead: int,
         scan_batch: int,
         max_open_messages: int,
@@ -146,7 +146,8 @@ class Inlets:
 
         async def run() -> None:
             if self.paused(directory.name) is None:
-                self._on_run(inlet.directory, await inlet.cycle.run(linger_seconds=LINGER_SECONDS))
+                await inlet.cycle.run(linger_seconds=LINGER_SECONDS)
+                self._on_run(inlet.directory)
 
         self._scheduler.set(directory, run)
         if directory.schedule is not None and directory.watch:  # what lies there already has no event any more

@@ -31,7 +31,7 @@ from core.transport.smtp import SECRET_SECONDS
 
 log = structlog.get_logger()
 
-Place = tuple[str, int]  # host and port of an account: who gets the access token
+Peer = tuple[str, int]  # host and port of an account: who gets the access token
 Ask = Callable[[OAuth], Awaitable[Granted]]
 
 
@@ -103,14 +103,14 @@ class OAuthSecrets:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def granted(self, oauth: OAuth, place: Place, ask: Ask) -> Granted:
+    async def granted(self, oauth: OAuth, peer: Peer, ask: Ask) -> Granted:
         """What `ask` is given with all secrets in their places. Raises TokenFailed.
 
         Refused, and what lies outside was replaced meanwhile: once more, before anybody is blamed.
         """
         whole = await self._read(oauth)
         try:
-            return await self._once(oauth, whole, place, ask)
+            return await self._once(oauth, whole, peer, ask)
         except TokenFailed as failed:
             if failed.code != "token_denied":
                 raise
@@ -118,11 +118,11 @@ class OAuthSecrets:
             if now == whole:
                 raise _denied(failed, oauth) from None
         try:
-            return await self._once(oauth, now, place, ask)
+            return await self._once(oauth, now, peer, ask)
         except TokenFailed as failed:
             raise (_denied(failed, oauth) if failed.code == "token_denied" else failed) from None
 
-    async def following(self, oauth: OAuth, place: Place, ask: Ask) -> Granted:
+    async def following(self, oauth: OAuth, peer: Peer, ask: Ask) -> Granted:
         """The same with no secret outside. What is given for a refresh token is the caller's to store.
 
         Refused, and another followed meanwhile (an account that has it outside was quicker): once more. Raises
@@ -130,7 +130,7 @@ class OAuthSecrets:
         """
         if oauth.refresh_token is None or oauth.grant is not OAuthGrant.REFRESH_TOKEN:
             return await ask(oauth)
-        digest = outside_tokens.digest_of(oauth, *place)
+        digest = outside_tokens.digest_of(oauth, *peer)
         given = await self._newest(digest, "refresh_token") or oauth.refresh_token
         try:
             return await ask(replace(oauth, refresh_token=given))
@@ -173,10 +173,10 @@ class OAuthSecrets:
         }
         return replace(oauth, **found)
 
-    async def _once(self, oauth: OAuth, whole: OAuth, place: Place, ask: Ask) -> Granted:
+    async def _once(self, oauth: OAuth, whole: OAuth, peer: Peer, ask: Ask) -> Granted:
         if oauth.refresh_token_from is None or oauth.grant is not OAuthGrant.REFRESH_TOKEN:
-            return await self.following(whole, place, ask)
-        digest = outside_tokens.digest_of(whole, *place)
+            return await self.following(whole, peer, ask)
+        digest = outside_tokens.digest_of(whole, *peer)
         lock = self._lock(digest)
         async with lock:  # accounts that share it: each use may be the last of what it uses
             given = await self._newest(digest, oauth.refresh_token_from) or whole.refresh_token
@@ -198,7 +198,7 @@ class OAuthSecrets:
     async def _newest(self, digest: str, source: str) -> str | None:
         if digest in self._unstored:
             return self._unstored[digest]
-        where = f"{source}: the provider has put another refresh token in its place, which"
+        where = f"{source}: the provider has put another refresh token in its peer, which"
         try:
             return await self._followers.find(digest)
         except SecretUnreadable:

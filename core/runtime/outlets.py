@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 import structlog
 
 from core.domain.account import Account, Directory, SenderRoute, Strategy
 from core.domain.blame import TENANT_BLOCKED
 from core.domain.circuit import Circuit, Pause, PausedBy
-from core.domain.clock import Clock
+from core.domain.clock import Clock, utc_text
 from core.domain.limits import PATIENCE_SECONDS
 from core.domain.outcome import AccountFault, Attempt
 from core.domain.routing import (
@@ -331,7 +330,7 @@ class Outlets:
             code=fault.code,
             phase=fault.phase.value,
             reason=fault.detail,
-            until=_shown(circuit.pause.until if circuit.pause else None),
+            until=utc_text(circuit.pause.until if circuit.pause else None),
             remedy=fault.remedy,
         )
 
@@ -490,10 +489,6 @@ class Outlets:
         task = asyncio.get_running_loop().create_task(transport.close())
         self._closing[task] = transport
         task.add_done_callback(self._closing.pop)
-
-
-def _shown(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
 def _tenant(account: Account) -> tuple[str, str]:

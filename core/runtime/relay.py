@@ -21,7 +21,6 @@ from typing import Any
 import structlog
 from sqlmodel import Session
 
-from core.cycle import Report
 from core.delivery import Delivered, Delivery
 from core.domain.account import Directory
 from core.domain.circuit import Pause, PausedBy
@@ -231,7 +230,7 @@ class Relay:
             clock=clock,
             remember=self._remember_directory,
             on_delivered=self._on_delivered,
-            on_run=self._on_run,
+            on_run=self.metrics_registry.ran,
             look_ahead=settings.look_ahead,
             scan_batch=settings.scan_batch,
             max_open_messages=settings.max_open_messages,
@@ -284,7 +283,7 @@ class Relay:
             return (
                 account_rows.load(session, self.store.secrets),
                 directory_rows.load(session),
-                pauses.get(session, pauses.Place.RELAY),
+                pauses.get(session, pauses.PauseOf.RELAY),
                 sender_routes.load(session),
             )
 
@@ -367,12 +366,12 @@ class Relay:
             log.warning("test message not counted", account=attempt.account, reason=error.detail)
 
     def _remember_account(self, name: str, pause: Pause | None) -> None:
-        self._remember(pauses.Place.ACCOUNT, name, pause)
+        self._remember(pauses.PauseOf.ACCOUNT, name, pause)
 
     def _remember_directory(self, name: str | None, pause: Pause | None) -> None:
-        self._remember(pauses.Place.RELAY if name is None else pauses.Place.DIRECTORY, name or "", pause)
+        self._remember(pauses.PauseOf.RELAY if name is None else pauses.PauseOf.DIRECTORY, name or "", pause)
 
-    def _remember(self, place: pauses.Place, name: str, pause: Pause | None) -> None:
+    def _remember(self, place: pauses.PauseOf, name: str, pause: Pause | None) -> None:
         """Behind what was done in memory already: a pause holds at once and survives a restart."""
 
         def write(session: Any) -> None:
@@ -391,10 +390,6 @@ class Relay:
 
     def _on_delivered(self, directory: Directory, delivered: Delivered) -> None:
         self.metrics_registry.delivered(directory, delivered)
-
-    def _on_run(self, directory: Directory, report: Report) -> None:
-        del report
-        self.metrics_registry.ran(directory)
 
     def _on_health(self) -> None:
         healthy = self.store.healthy

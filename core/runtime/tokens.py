@@ -23,7 +23,7 @@ from core.domain.account import Account, OAuth, OAuthGrant, OAuthProvider
 from core.domain.clock import Clock
 from core.domain.oauth import Granted, outside_of
 from core.errors import RelayError
-from core.runtime.oauth_secrets import Followers, OAuthSecrets, Place
+from core.runtime.oauth_secrets import Followers, OAuthSecrets, Peer
 from core.runtime.secret_sources import SecretSources
 from core.settings import Settings
 from core.store import accounts
@@ -38,7 +38,7 @@ CLOSE_SECONDS = 3.0  # for answers that may hold a new refresh token
 log = structlog.get_logger()
 
 Remember = Callable[[OAuth, str], Coroutine[Any, Any, bool]]
-_Key = tuple[OAuth, str | None, Place | None]  # settings, mailbox acted for, server
+_Key = tuple[OAuth, str | None, Peer | None]  # settings, mailbox acted for, server
 Login = tuple[OAuthProvider, str | None, str | None, str | None, str]  # who gets the refresh token, and the token
 
 
@@ -92,9 +92,7 @@ class Tokens:
         self._remember = remember
         self._outside = OAuthSecrets(outside, followers)
         self._sources: WeakValueDictionary[_Key, TokenSource] = WeakValueDictionary()
-        self._chains: OrderedDict[tuple[Login, Place | None], _Chain] = (
-            OrderedDict()
-        )  # Place: of the first; None: newest
+        self._chains: OrderedDict[tuple[Login, Peer | None], _Chain] = OrderedDict()  # Peer: of the first; None: newest
         self._unstored: set[_Chain] = set()
         self._writing: set[asyncio.Task[None]] = set()
 
@@ -103,23 +101,23 @@ class Tokens:
         oauth = account.oauth
         if oauth is None:
             return None
-        place = (account.host, account.port)
-        chain = self._chain(oauth, place)
+        peer = (account.host, account.port)
+        chain = self._chain(oauth, peer)
         if chain is not None and oauth.refresh_token is not None and chain.newest != oauth.refresh_token:
             chain.behind.setdefault(oauth.refresh_token, oauth)  # saved after it was used up in a check
             self._store(chain)
             oauth = replace(oauth, refresh_token=chain.newest)
         subject = account.username if oauth.grant is OAuthGrant.SERVICE_ACCOUNT else None
         # who names where a refresh token lies need not know it: what it became is for its own server only
-        key = oauth, subject, place if oauth.refresh_token_from is not None else None
+        key = oauth, subject, peer if oauth.refresh_token_from is not None else None
         source = self._sources.get(key)
         if source is None:
             source = TokenSource(
                 oauth,
                 account.username,
                 clock=self._clock,
-                fetch=partial(self._fetch, place),
-                rotated=partial(self._rotated, place),
+                fetch=partial(self._fetch, peer),
+                rotated=partial(self._rotated, peer),
                 used=self._store_again,
             )
             self._sources[key] = source
@@ -132,7 +130,7 @@ class Tokens:
         await asyncio.gather(*(self._write(chain) for chain in list(self._unstored)))
         await self._outside.close()
 
-    async def _fetch(self, place: Place, oauth: OAuth, username: str | None) -> Granted:
+    async def _fetch(self, peer: Peer, oauth: OAuth, username: str | None) -> Granted:
         async def ask(whole: OAuth) -> Granted:
             return await fetch(
                 whole,
@@ -143,15 +141,15 @@ class Tokens:
             )
 
         if outside_of(oauth):
-            return await self._outside.granted(oauth, place, ask)
-        return await self._outside.following(oauth, place, ask)
+            return await self._outside.granted(oauth, peer, ask)
+        return await self._outside.following(oauth, peer, ask)
 
-    def _chain(self, oauth: OAuth, place: Place) -> _Chain | None:
+    def _chain(self, oauth: OAuth, peer: Peer) -> _Chain | None:
         login = _login(oauth)
-        return None if login is None else self._chains.get((login, None)) or self._chains.get((login, place))
+        return None if login is None else self._chains.get((login, None)) or self._chains.get((login, peer))
 
-    async def _rotated(self, place: Place, before: OAuth, refresh_token: str) -> None:
-        """Of a source that was made for an account at `place`. A cancelled caller does not stop the write."""
+    async def _rotated(self, peer: Peer, before: OAuth, refresh_token: str) -> None:
+        """Of a source that was made for an account at `peer`. A cancelled caller does not stop the write."""
         login = _login(before)
         after = replace(before, refresh_token=refresh_token)
         newest = _login(after)
@@ -160,13 +158,13 @@ class Tokens:
         source = self._sources.pop((before, None, None), None)
         if source is not None:
             self._sources[after, None, None] = source
-        chain = self._chain(before, place) or _Chain(login, login[-1])
+        chain = self._chain(before, peer) or _Chain(login, login[-1])
         self._chains.pop((login, None), None)
         if chain.stored:
             chain.behind[chain.newest] = replace(before, refresh_token=chain.newest)
             chain.stored = False
         chain.newest = refresh_token
-        for key in ((chain.first, place), (newest, None)):
+        for key in ((chain.first, peer), (newest, None)):
             self._chains[key] = chain
             self._chains.move_to_end(key)
         while len(self._chains) > CHAINS_KEPT:

@@ -27,12 +27,11 @@ from core.spool import kernel, names
 from core.spool.claim import claim_error, close_both, leads_to, open_message, take_lock
 from core.spool.dispose import remove_reason, sync_directory
 from core.spool.move import Target, first_free, move, targets
-from core.spool.place import Place
+from core.spool.place import DIRECTORY, Place
 from core.spool.scan import entry_at, find
 from core.spool.sidecars import TEMPORARY, Draft, write_all
 from core.spool.values import Entry
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _UNSAFE = re.compile(rb"[^A-Za-z0-9._@+=,-]")
 
 
@@ -70,8 +69,8 @@ def retry(place: Place, entry: Entry) -> Entry:
         if now.state is State.WAITING:
             return now
         if now.state is State.DEFERRED and now.sidecar is not None:
-            sidecar = _due_now(now.sidecar)
-            _write(place, [Draft(now.identity, now.file_name, sidecar, _token(place, now))])
+            sidecar = replace(now.sidecar, due_at=None)
+            place.sidecars.write([Draft(now.identity, now.file_name, sidecar, _token(place, now))])
             return Entry(now.identity, State.WAITING, now.file_name, now.size, now.mtime, sidecar)
         if now.state is not State.BADMAIL:
             raise _conflict(now, "release it first" if now.state is State.HELD else "it is being sent")
@@ -118,7 +117,7 @@ def submit(place: Place, chunks: Iterable[bytes], name: bytes | str | None) -> E
     spool_fd = place.mpu_fd
     if place.settings.format is MessageFormat.MAILDIR:
         with suppress(OSError):  # its own place for half files
-            spool_fd = os.open(b"tmp", _DIRECTORY, dir_fd=place.root_fd)
+            spool_fd = os.open(b"tmp", DIRECTORY, dir_fd=place.root_fd)
     try:
         fd = os.open(temporary, flags, 0o640, dir_fd=spool_fd)
         try:
@@ -218,7 +217,7 @@ def _move(place: Place, held: _Held, state: State, sidecar: Sidecar | None, *, r
     while True:
         target = first_free(targets(place, state, now.identity, base))
         if now.sidecar is not None or rewrite or target.base != now.identity.name:
-            _write(place, [Draft(now.identity, target.file_name, sidecar or Sidecar(), _token(place, now))])
+            place.sidecars.write([Draft(now.identity, target.file_name, sidecar or Sidecar(), _token(place, now))])
         try:
             move(place, held.dir_fd, held.name, target)
         except FileExistsError:
@@ -236,18 +235,10 @@ def _entry(place: Place, target: Target, before: Entry) -> Entry:
     return entry
 
 
-def _write(place: Place, drafts: list[Draft]) -> None:
-    place.sidecars.write(drafts)
-
-
 def _token(place: Place, entry: Entry) -> str:
     """Kept, since recovery tells by it what was disposed of."""
     record = place.sidecars.record_of(entry.identity.file_hash)
     return "" if record is None else record.token
-
-
-def _due_now(sidecar: Sidecar) -> Sidecar:
-    return replace(sidecar, due_at=None)
 
 
 def _conflict(entry: Entry, remedy: str) -> StateConflict:

@@ -24,7 +24,7 @@ from core.spool.logread import OwnerLog
 from core.spool.sidecars import TEMPORARY, Sidecars, write_all
 from core.spool.values import Claim, Disposal, Opened
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC  # a link could lead elsewhere; a mount may
 _STUFFING = b"dot-stuffing"
 _SKEW_SECONDS = 60.0  # that the clocks of two machines on one directory may differ
 _LITTER_SECONDS = 3600.0  # temporary files this old have no writer any more
@@ -230,13 +230,13 @@ def open_place(settings: Directory, *, clock: Clock, features: kernel.Features) 
     opened: list[int] = []
     log: OutcomeLog | None = None
     try:
-        root_fd = os.open(settings.path, _DIRECTORY | os.O_NOFOLLOW)
+        root_fd = os.open(settings.path, DIRECTORY)
         opened.append(root_fd)
         _stayed(settings.path, root_fd)
         found = os.fstat(root_fd)
         work_fd, prefix = root_fd, b""
         if settings.format is MessageFormat.MAILDIR:
-            work_fd, prefix = os.open(b"new", _DIRECTORY | os.O_NOFOLLOW, dir_fd=root_fd), b"new/"
+            work_fd, prefix = os.open(b"new", DIRECTORY, dir_fd=root_fd), b"new/"
             opened.append(work_fd)
         mpu_fd = _subdirectory(root_fd, names.STATE_DIRECTORY, create=True)
         opened.append(mpu_fd)
@@ -315,9 +315,8 @@ def _matcher(settings: Directory) -> names.Matcher:
 
 def _subdirectory(root_fd: int, name: bytes, *, create: bool) -> int:
     """Open it; made 2770 in the directory's group, so that two users of one group can work on it. Raises OSError."""
-    flags = _DIRECTORY | os.O_NOFOLLOW  # a link could lead a message elsewhere; a mount is fine
     try:
-        return os.open(name, flags, dir_fd=root_fd)
+        return os.open(name, DIRECTORY, dir_fd=root_fd)
     except FileNotFoundError:
         if not create:
             return -1
@@ -326,7 +325,7 @@ def _subdirectory(root_fd: int, name: bytes, *, create: bool) -> int:
         os.mkdir(name, 0o770, dir_fd=root_fd)
     except FileExistsError:
         made = False
-    fd = os.open(name, flags, dir_fd=root_fd)
+    fd = os.open(name, DIRECTORY, dir_fd=root_fd)
     if made:
         with suppress(OSError):
             os.fchown(fd, -1, os.fstat(root_fd).st_gid)

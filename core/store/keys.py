@@ -11,11 +11,11 @@ import hmac
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from sqlmodel import Session, col, select
 
+from core.domain.clock import utc_text
 from core.errors import NotFound, StateConflict
 from core.store import cursor as cursors
 from core.store.epoch import from_database, optional_from_database, optional_to_database, to_database
@@ -69,14 +69,12 @@ def create(
 
 def created_facts(record: KeyRecord) -> dict[str, Any]:
     """What the audit is told of a new key."""
-    at = record.expires_at
-    expires = None if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
     told = {
         "name": record.name,
         "prefix": record.prefix,
         "scopes": list(record.scopes),
         "directories": list(record.directories),
-        "expires_at": expires,
+        "expires_at": utc_text(record.expires_at),
     }
     return {field: [None, value] for field, value in told.items()}
 

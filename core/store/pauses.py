@@ -18,7 +18,7 @@ from core.store.epoch import from_database, optional_from_database, optional_to_
 from core.store.tables import AccountRow, DirectoryRow, PausedRow, RelayRow
 
 
-class Place(StrEnum):
+class PauseOf(StrEnum):
     """What can be paused."""
 
     ACCOUNT = "account"
@@ -26,12 +26,12 @@ class Place(StrEnum):
     RELAY = "relay"  # its name is ""
 
 
-def get(session: Session, place: Place, name: str = "") -> Pause | None:
+def get(session: Session, place: PauseOf, name: str = "") -> Pause | None:
     """The pause as it was set, over or not. Raises NotFound."""
     return of_row(_row(session, place, name))
 
 
-def pause(session: Session, place: Place, name: str, wanted: Pause) -> Pause:
+def pause(session: Session, place: PauseOf, name: str, wanted: Pause) -> Pause:
     """Pause it; what is in force afterwards (an operator's pause stays where the service's is wanted).
 
     An operator's pause again keeps its `since`. Raises NotFound.
@@ -57,7 +57,7 @@ def pause(session: Session, place: Place, name: str, wanted: Pause) -> Pause:
     return of_row(row) or wanted
 
 
-def resume(session: Session, place: Place, name: str, *, by: PausedBy, now: float) -> Pause | None:
+def resume(session: Session, place: PauseOf, name: str, *, by: PausedBy, now: float) -> Pause | None:
     """Lift the pause; what stays in force: an operator's, where the service asks. Raises NotFound."""
     row = _row(session, place, name)
     present = of_row(row)
@@ -93,11 +93,11 @@ def of_row(row: PausedRow) -> Pause | None:
     )
 
 
-def _row(session: Session, place: Place, name: str) -> PausedRow:
+def _row(session: Session, place: PauseOf, name: str) -> PausedRow:
     row: PausedRow | None
-    if place is Place.RELAY:
+    if place is PauseOf.RELAY:
         row = session.get(RelayRow, 1) or RelayRow(id=1)
-    elif place is Place.ACCOUNT:
+    elif place is PauseOf.ACCOUNT:
         row = session.get(AccountRow, name)
     else:
         row = session.get(DirectoryRow, name)

@@ -31,7 +31,7 @@ from core.domain.reply import Phase
 from core.errors import AlreadyExists, InUse, InvalidSettings, NotFound, PreconditionFailed, StateConflict
 from core.store import accounts, audit, directories, keys, pauses
 from core.store.accounts import AccountRecord, Password
-from core.store.pauses import Pause, PausedBy, Place
+from core.store.pauses import Pause, PausedBy, PauseOf
 from core.store.store import Store
 from core.store.tables import AccountRow
 from tests.support.database import START, MovableClock, open_store
@@ -270,10 +270,10 @@ SERVICE = Pause(PausedBy.SERVICE, "login_refused", "535", START, remedy="enter t
 
 
 @pytest.mark.parametrize(
-    ("place", "name"), [(Place.ACCOUNT, "main"), (Place.DIRECTORY, "web"), (Place.RELAY, "")], ids=str
+    ("place", "name"), [(PauseOf.ACCOUNT, "main"), (PauseOf.DIRECTORY, "web"), (PauseOf.RELAY, "")], ids=str
 )
 @pytest.mark.parametrize("pause", [OPERATOR, SERVICE, replace(OPERATOR, until=START + 60)])
-async def test_pauses_survive_and_are_lifted(store: Store, place: Place, name: str, pause: Pause) -> None:
+async def test_pauses_survive_and_are_lifted(store: Store, place: PauseOf, name: str, pause: Pause) -> None:
     await create(store, MAIN, WEB)
     get = pauses.get
     assert await store.read(lambda s: get(s, place, name)) is None
@@ -297,23 +297,23 @@ async def test_pauses_survive_and_are_lifted(store: Store, place: Place, name: s
 async def test_which_pause_wins(store: Store, present: Pause, wanted: Pause, left: Pause) -> None:
     await create(store, MAIN)
     version = (await account_of(store)).version
-    await store.write(lambda s: pauses.pause(s, Place.ACCOUNT, "main", present))
-    assert await store.write(lambda s: pauses.pause(s, Place.ACCOUNT, "main", wanted)) == left
+    await store.write(lambda s: pauses.pause(s, PauseOf.ACCOUNT, "main", present))
+    assert await store.write(lambda s: pauses.pause(s, PauseOf.ACCOUNT, "main", wanted)) == left
     record = await account_of(store)
     assert (record.pause, record.version) == (left, version)
 
 
 async def test_the_service_does_not_lift_an_operators_pause_before_its_end(store: Store) -> None:
     wanted = replace(OPERATOR, until=START + 60)
-    await store.write(lambda s: pauses.pause(s, Place.RELAY, "", wanted))
+    await store.write(lambda s: pauses.pause(s, PauseOf.RELAY, "", wanted))
     resume = pauses.resume
     by = PausedBy.SERVICE
-    assert await store.write(lambda s: resume(s, Place.RELAY, "", by=by, now=START + 59)) == wanted
-    assert await store.write(lambda s: resume(s, Place.RELAY, "", by=by, now=START + 60)) is None
+    assert await store.write(lambda s: resume(s, PauseOf.RELAY, "", by=by, now=START + 59)) == wanted
+    assert await store.write(lambda s: resume(s, PauseOf.RELAY, "", by=by, now=START + 60)) is None
 
 
 async def test_what_is_not_there_cannot_be_paused(store: Store) -> None:
-    for place in (Place.ACCOUNT, Place.DIRECTORY):
+    for place in (PauseOf.ACCOUNT, PauseOf.DIRECTORY):
         with pytest.raises(NotFound):
             await store.write(lambda s, place=place: pauses.pause(s, place, "none", OPERATOR))  # type: ignore[misc]
 

@@ -9,7 +9,7 @@ import pytest
 
 from core.domain.account import Account, Directory, FromPolicy, SenderRoute, Strategy
 from core.domain.routing import (
-    Place,
+    Ground,
     Refusal,
     Route,
     SenderRoutes,
@@ -342,20 +342,20 @@ def test_standings_say_of_each_why_it_stands_there_and_what_is_in_its_way() -> N
         return list(found)
 
     assert stand(by_sender, SHOP) == [
-        Standing("c", Place.ADDRESS, SHOP, Refusal("c", *UNTIL_5)),
-        Standing("b", Place.DOMAIN, "@x.example"),
-        Standing("a", Place.ANYONE),
-        Standing("d", Place.REST, "", Refusal("d", "sender_not_allowed")),
+        Standing("c", Ground.ADDRESS, SHOP, Refusal("c", *UNTIL_5)),
+        Standing("b", Ground.DOMAIN, "@x.example"),
+        Standing("a", Ground.ANYONE),
+        Standing("d", Ground.REST, "", Refusal("d", "sender_not_allowed")),
     ]
     routes = SenderRoutes([SenderRoute(("@x.example",), ("b", "gone"))])
     assert stand(by_sender, JO, routes) == [
-        Standing("b", Place.SENDER_ROUTE, "@x.example"),
-        Standing("gone", Place.SENDER_ROUTE, "@x.example", Refusal("gone", "unknown")),
+        Standing("b", Ground.SENDER_ROUTE, "@x.example"),
+        Standing("gone", Ground.SENDER_ROUTE, "@x.example", Refusal("gone", "unknown")),
     ]
     balance = Directory("in", "/in", ("a", "b"), Strategy.BALANCE, (3, 1))
     assert stand(balance, OTHER) == [
-        Standing("a", Place.TURN, "3"),
-        Standing("b", Place.TURN, "1", Refusal("b", "sender_not_allowed")),
+        Standing("a", Ground.TURN, "3"),
+        Standing("b", Ground.TURN, "1", Refusal("b", "sender_not_allowed")),
     ]
-    assert stand(Directory("in", "/in", ("a",)), SHOP, routes)[0].place is Place.SENDER_ROUTE
-    assert stand(Directory("in", "/in", ("a",)), OTHER, routes) == [Standing("a", Place.ORDER)]
+    assert stand(Directory("in", "/in", ("a",)), SHOP, routes)[0].ground is Ground.SENDER_ROUTE
+    assert stand(Directory("in", "/in", ("a",)), OTHER, routes) == [Standing("a", Ground.ORDER)]

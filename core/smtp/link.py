@@ -78,11 +78,10 @@ class Link(asyncio.Protocol):
         self._spare = sock
 
     def data_received(self, data: bytes) -> None:
-        self.last_heard = self._loop.time()
         answers = self.protocol.answers
         events = self.protocol.receive(data)
         if self.protocol.answers != answers:  # a reply that comes octet by octet gains no time by it
-            self._waiting_since = self.last_heard
+            self._waiting_since = self.last_heard = self._loop.time()
         self._act(events)
 
     def eof_received(self) -> bool:

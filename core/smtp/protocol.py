@@ -4,7 +4,9 @@ Rules
 - The server speaks in replies only, and each reply answers the oldest command not yet answered (RFC 5321 section
   4.2, RFC 2920 section 3.1). So commands go into a queue as they are written, and a reply takes its head, once that
   has left. A reply that nobody asked for, one whose first digit does not fit its command, and what is no reply at all
-  are protocol errors: the connection is of no use any more, and nothing is ever paired with a later command.
+  are protocol errors: the connection is of no use any more, and nothing is ever paired with a later command. That
+  counts for a reply of which only the beginning is there, too: what will end as 2xx or 3xx and began before anything
+  was asked is an error at once; what may be a refusal (421, or of the content) is waited for before the next MAIL.
 - 421 answers any command by closing (section 3.8). In answer to a final dot it leaves the message unknown. What was
   written behind the command that it answers is not acted upon: if the connection then ends without another reply, the
   transactions behind were not tried, even if their content was written. Some servers say 421 and go on: so where
@@ -99,6 +101,8 @@ class SmtpProtocol:
             error = fault
         if error is None and self._injected:
             error = InjectedOctets("the server sent octets behind its 220 to STARTTLS")
+        if error is None and self._unasked_part and self._parser.partial_digit not in (b"4", b"5"):
+            error = ProtocolError("the server began a reply that nobody asked for")
         if error is not None:
             events += self._break(error)
         elif self.goodbye is not None and not self.closed and not any(ex.result.dot_sent for ex in self._open):
@@ -110,13 +114,19 @@ class SmtpProtocol:
         return self.state is _CLOSED
 
     @property
+    def _unasked_part(self) -> bool:
+        """A reply has begun, and all that left is answered."""
+        return self.answers >= self._left and self._parser.has_partial
+
+    @property
     def _injected(self) -> bool:
         return self.state is _TLS and self._parser.has_partial
 
     def lose(self, kind: FailureKind, detail: str) -> list[Event]:
         """The connection is lost, or given up: no exchange gets a verdict any more."""
         self.state = State.CLOSED
-        if kind is FailureKind.CLOSED and self.goodbye is not None and self.answers == self._answers_at_goodbye:
+        not_a_word = self.answers == self._answers_at_goodbye and not self._parser.has_partial
+        if kind is FailureKind.CLOSED and self.goodbye is not None and not_a_word:
             for exchange in self._open:
                 exchange.result.dot_sent = False  # 421, and not another word: it acted on nothing behind it
         self._expected.clear()
@@ -269,7 +279,7 @@ class SmtpProtocol:
     @property
     def may_begin(self) -> bool:
         """Whether the envelope of another message may be written now."""
-        if self.state is not _READY or self._current is not None or self.goodbye is not None:
+        if self.state is not _READY or self._current is not None or self.goodbye is not None or self._unasked_part:
             return False
         return self.capabilities.pipelining or not self._expected
 

@@ -39,6 +39,11 @@ class ReplyParser:
         """Whether octets of an incomplete reply are held."""
         return bool(self._buffer or self._lines)
 
+    @property
+    def partial_digit(self) -> bytes:
+        """The first octet of the incomplete reply; b"" where there is none."""
+        return (self._code if self._lines else self._buffer)[:1]
+
     def feed(self, data: bytes) -> list[Reply]:
         """The replies that are complete now. After a fault, `error` is set; the replies before it still count."""
         if self.error is not None:

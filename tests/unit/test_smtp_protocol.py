@@ -409,3 +409,51 @@ def test_a_refusal_before_the_dot_has_left_is_the_verdict_and_a_success_is_none(
         final = exchange.result.final_reply
         assert (final.code if final else None) == (554 if reply.startswith(b"554") else None)
         assert exchange.result.dot_sent is dot_sent
+
+
+@pytest.mark.parametrize("capabilities", [PLAIN, PIPELINING])
+@pytest.mark.parametrize("begun", [b"2", b"250 2.0.0 early", b"250-2.0.0 one\r\n250", b"354"])
+def test_a_reply_begun_before_the_dot_is_never_its_verdict(capabilities: Capabilities, begun: bytes) -> None:
+    protocol = ready(capabilities)
+    exchange = begin(protocol)
+    for reply in (b"250 ok\r\n", b"250 ok\r\n"):
+        protocol.receive(reply)
+    (settled,) = [e for e in protocol.receive(b"354 go\r\n" + begun) if isinstance(e, Settled)]
+    assert settled.exchange is exchange
+    failure = exchange.result.failure
+    assert failure is not None
+    assert failure.kind is FailureKind.PROTOCOL
+    assert not exchange.result.dot_sent
+    assert protocol.closed
+
+
+def test_half_a_refusal_in_the_middle_of_the_content_is_waited_for() -> None:
+    protocol = ready(PIPELINING)
+    exchange = begin(protocol)
+    protocol.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    protocol.content(exchange, b"x\r\n")
+    assert protocol.receive(b"452 4.3.") == []
+    assert not protocol.closed
+    assert kinds(protocol.receive(b"1 full\r\n")) == [Settled]
+    assert exchange.result.final_reply is not None
+    assert exchange.result.final_reply.code == 452
+
+
+def test_nothing_begins_behind_half_a_reply_that_nobody_asked_for() -> None:
+    protocol = ready(PIPELINING)
+    assert protocol.may_begin
+    protocol.receive(b"42")
+    assert not protocol.may_begin
+    protocol.receive(b"1 idle for too long\r\n")
+    assert protocol.closed
+    assert protocol.goodbye is not None
+
+
+def test_half_a_reply_is_a_word_of_a_server_that_said_421_and_went_on() -> None:
+    """It acted on what stood behind, as far as anybody can tell: unknown, not untried."""
+    protocol = ready(CHUNKING)
+    exchanges = [begin(protocol, at_once=True) for _ in range(2)]
+    protocol.receive(b"250 ok\r\n250 ok\r\n421 4.7.0 busy\r\n")
+    protocol.receive(b"25")
+    protocol.lose(FailureKind.CLOSED, "gone")
+    assert [exchange.result.dot_sent for exchange in exchanges] == [True, True]

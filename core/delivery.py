@@ -501,7 +501,7 @@ class Delivery:
                 work.outcomes[outcome.recipient] = outcome
         if attempt.fault is not None:
             self._outlets.failed(passage, attempt.fault)
-        else:
+        elif attempt.answered:
             self._outlets.worked(passage)
         if blames & _NOT_THE_MESSAGE:
             if Blame.SENDER in blames:

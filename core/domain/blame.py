@@ -135,6 +135,12 @@ _BASIC_OFF = _account(
     "use XOAUTH2 or have SMTP AUTH enabled for the mailbox, then save or resume the account.",
     None,
 )
+_LOGIN_LOST = _account("login_required", "Nothing to do: MPU logs in again by itself.", MINUTE, passing=True)
+_BLOCKED = _account(
+    "account_blocked",
+    "The provider refuses all that comes from this account (blocked sender, tenant or address): ask it why.",
+    HOUR,
+)
 _LOGIN_NEEDED = _account("login_required", "The server wants a login: set username and password of the account.", None)
 TOO_FAST = "sending_too_fast"
 _SLOWER = _account(TOO_FAST, "Nothing to do: MPU slows down by itself.", 10.0, passing=True)
@@ -186,7 +192,14 @@ RULES: tuple[Rule, ...] = (
     row(_LOGGED_IN, "53[45]", r"5\.7\.[89]", None, _BASIC_OFF),
     row(_LOGGED_IN, "5..", r"5\.7\.57", None, _BASIC_OFF),
     row(_LOGGED_IN, "550", r"5\.7\.30", None, _BASIC_OFF),
-    row(_MAIL_ON, "530|538", None, None, _LOGIN_NEEDED),
+    row(_MAIL_ON, "530|535|538", None, None, _LOGIN_NEEDED),
+    row(_MAIL_ON, "503", None, r"\bauth", _LOGIN_LOST),
+    # Exchange Online: blocked sender, tenant or address; whoever else blocks the client, at whatever command it says so
+    row(_MAIL_ON, "5..", r"5\.7\.(64|50[1238]|511|60[6-9]|6[1-4]\d|7\d\d)", None, _BLOCKED),
+    row(_MAIL_ON, "5..", r"5\.1\.8", r"outbound", _BLOCKED),
+    row(_ENVELOPE, "5..", None, r"client host (rejected|.*blocked)", _BLOCKED),
+    # nothing about the message: the server has lost the session, or knows no such command
+    row(_MAIL_ON, "50[023]|555", None, None, _LATER),
     # the receiving side's moods
     row(_MAIL_ON, "421", r"4\.(3\.0|4\.5|7\.0|7\.28)", None, _LATER),
     row(_MAIL_ON, "451", r"4\.7\.500", None, _LATER),

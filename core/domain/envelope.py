@@ -22,6 +22,7 @@ from core.domain.account import FromPolicy
 from core.domain.address import AddressError, Mailbox, parse_mailbox, plain_mailbox
 from core.domain.address_list import Entry, address_entries, without_route
 from core.domain.header import Field, Header
+from core.domain.printable import printable
 from core.errors import MessageRejected
 
 Source = Literal["x-headers", "headers", "resent"]
@@ -259,7 +260,7 @@ def _collect(
             if key not in recipients:
                 recipients[key] = _recipient(str(mailbox), parameters)
         elif entry is not None:
-            rejected.setdefault(_printable(entry.text), entry.reason)
+            rejected.setdefault(printable(entry.text), entry.reason)
         if len(recipients) + len(rejected) > max_recipients:
             raise MessageRejected("5.5.3", f"there are more than {max_recipients} recipients")
     if not recipients:
@@ -273,8 +274,3 @@ def _collect(
 
 def _show(value: bytes) -> str:
     return value[:_SHOWN].decode("utf-8", "replace")
-
-
-def _printable(text: str) -> str:
-    """Without control characters and lone surrogates, which logs and databases can't hold."""
-    return "".join(char if char.isprintable() else "\ufffd" for char in text)

@@ -17,7 +17,7 @@ class Outcome(StrEnum):
     UNKNOWN = "unknown"  # the final dot went out, no reply came back
 
 
-_SENT, _UNKNOWN = Outcome.SENT, Outcome.UNKNOWN
+_SENT, _UNKNOWN, _LOCAL = Outcome.SENT, Outcome.UNKNOWN, Phase.LOCAL
 
 
 class Blame(StrEnum):
@@ -80,6 +80,11 @@ class Attempt:
     fault: AccountFault | None = None  # the account's fault: no attempt is counted for its deferred recipients
     possible_duplicate: bool = False
     unlogged: bool = False  # its outcomes could not be appended to the spool's log
+
+    @property
+    def answered(self) -> bool:
+        """Whether the server said a word about any recipient; else it was decided here, or the connection was lost."""
+        return any(outcome.code is not None and outcome.phase is not _LOCAL for outcome in self.outcomes)
 
     @property
     def taken(self) -> int:

@@ -84,6 +84,16 @@ class Alerts:
     def _of_accounts(self, counts: dict[str, Counts], now: float) -> Iterator[AlertView]:
         for name in self.outlets.names:
             pause = self.outlets.pause_of(name)
+            trouble = self.outlets.trouble_of(name) if pause is None else None
+            if trouble is not None:
+                yield self._alert(
+                    trouble.code,
+                    Severity.WARNING,
+                    f"{trouble.detail}; mail goes through the connections that are open already",
+                    trouble.remedy,
+                    blame=Blame.ACCOUNT,
+                    account=name,
+                )
             if pause is None or pause.by is PausedBy.OPERATOR:
                 continue
             waiting = sum(

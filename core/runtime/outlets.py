@@ -407,6 +407,10 @@ class Outlets:
         """For all directories, from the next message on."""
         self._routes = SenderRoutes(routes) if routes else None
 
+    def trouble_of(self, name: str) -> AccountFault | None:
+        """Why the account can't have more connections, while those it has serve."""
+        return self._get(name).transport.trouble
+
     def pause_of(self, name: str) -> Pause | None:
         """As people are shown it."""
         pause = self._get(name).circuit.pause

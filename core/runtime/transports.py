@@ -25,6 +25,7 @@ def transport_of(
         dot_seconds=settings.smtp_dot_timeout_seconds,
         quit_seconds=settings.smtp_quit_timeout_seconds,
         transaction_seconds=settings.smtp_deadline_seconds,
+        login_seconds=settings.smtp_banner_timeout_seconds + settings.smtp_command_timeout_seconds,
     )
     return SmtpTransport(
         account,

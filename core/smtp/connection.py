@@ -23,6 +23,7 @@ from core.smtp.link import Link
 SMALL_BODY_BYTES = 256 * 1024  # read before the envelope; with CHUNKING sent behind it at once
 THREAD_BODY_BYTES = 1024 * 1024  # over this, reading may block for long: it is done in a thread
 QUIET_SECONDS = 2.0  # after such a silence a kept connection may be dead: see _at_once
+_SESSION_LOST = frozenset({500, 502, 503, 530, 535, 538})  # to MAIL: with another session it may go
 _CONTENT = Step.CONTENT  # with every message (core/domain)
 
 
@@ -221,6 +222,8 @@ class Connection(Link):
         result = exchange.result
         if result.reused_dead:
             self.found_dead = True
+        if result.mail_reply is not None and result.mail_reply.code in _SESSION_LOST:
+            self.retiring = True
         if sending.error is None:
             try:
                 exchange.transaction.on_result(result)

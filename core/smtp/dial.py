@@ -17,9 +17,9 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from core.domain.account import AuthMethod, Security
 from core.domain.reply import Phase, Reply
@@ -43,6 +43,11 @@ _CERTIFICATE_CODES = {
     62: "certificate_wrong_host",
     64: "certificate_wrong_host",
 }
+# of one address: another one of the host may serve. A login that was begun is not begun again.
+_NOT_SERVING = frozenset({"connect_failed", "connect_timeout", "tls_failed", "closed", "timeout", "protocol_error"})
+# what was on its way when time was up, by what was reached last
+_NEXT = {Phase.CONNECT: Phase.BANNER, Phase.TLS: Phase.BANNER, Phase.BANNER: Phase.EHLO, Phase.STARTTLS: Phase.EHLO}
+_Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]  # of getaddrinfo
 _CODE_OF_KIND = {FailureKind.TIMEOUT: "timeout", FailureKind.PROTOCOL: "protocol_error"}
 
 
@@ -106,14 +111,49 @@ async def _dial(
     moved: Callable[[Connection], None],
     reached: Callable[[Phase, str], None],
 ) -> Connection:
-    sock = await _connect(target, reached)
+    """Through the first address that serves (RFC 5321 section 5.1). What a server says is the answer of all of them."""
+    found = await _resolve(target, reached)
+    loop = asyncio.get_running_loop()
+    began, left = loop.time(), target.timeouts.connect_seconds
+    failed = ConnectFailed(Phase.CONNECT, "connect_failed", f"{target.host} has no address")
+    for index, address in enumerate(found):
+        begun = loop.time()
+        share = max(left, 0.01) / (len(found) - index)  # a dead first address leaves time for others
+        try:
+            sock = await _connect(target, address, share, reached)
+            return await _prepared(target, sock, context, moved, reached)
+        except ConnectFailed as error:
+            failed, now = error, loop.time()
+            if error.phase is Phase.CONNECT:
+                left -= now - begun
+            late = now - began > target.timeouts.login_seconds
+            if late or error.phase is Phase.AUTH or error.code not in _NOT_SERVING:
+                break
+    raise failed
+
+
+async def _prepared(
+    target: Target,
+    sock: socket.socket,
+    context: ssl.SSLContext | None,
+    moved: Callable[[Connection], None],
+    reached: Callable[[Phase, str], None],
+) -> Connection:
     connection = Connection(target, moved)
+    behind = Phase.CONNECT
+
+    def note(phase: Phase, detail: str) -> None:
+        nonlocal behind
+        behind = phase
+        reached(phase, detail)
+
     try:
         async with asyncio.timeout(target.timeouts.login_seconds):
-            await _prepare(connection, target, sock, context, reached)
+            await _prepare(connection, target, sock, context, note)
     except TimeoutError:
         connection.abort()
-        raise ConnectFailed(Phase.AUTH, "timeout", "the server took too long until the login was done") from None
+        detail = f"the login was not done in {target.timeouts.login_seconds:g} s; the last that went well: {behind}"
+        raise ConnectFailed(_NEXT.get(behind, Phase.AUTH), "timeout", detail) from None
     except BaseException:
         connection.abort()
         if not connection.made and target.security is not Security.TLS:
@@ -125,10 +165,11 @@ async def _dial(
     return connection
 
 
-async def _connect(target: Target, reached: Callable[[Phase, str], None]) -> socket.socket:
-    """A TCP connection to the first address that takes one."""
+async def _resolve(target: Target, reached: Callable[[Phase, str], None]) -> Sequence[_Address]:
+    """The addresses of the host, in the resolver's order."""
     loop = asyncio.get_running_loop()
     limit = target.timeouts.connect_seconds
+    found: Sequence[_Address]
     try:
         async with asyncio.timeout(limit):
             found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
@@ -141,37 +182,38 @@ async def _connect(target: Target, reached: Callable[[Phase, str], None]) -> soc
         if reason is not None:
             raise ConnectFailed(Phase.CONNECT, "target_forbidden", f"{target.host}: {address[0]} {reason}")
     reached(Phase.DNS, ", ".join(dict.fromkeys(str(address[0]) for *_, address in found)))
-    deadline = loop.time() + limit
-    failed = ConnectFailed(Phase.CONNECT, "connect_failed", f"{target.host} has no address")
-    for index, (family, kind, proto, _, address) in enumerate(found):
-        share = max(deadline - loop.time(), 0.01) / (len(found) - index)  # a dead first address leaves time for others
-        try:
-            sock = socket.socket(family, kind, proto)
-        except OSError as error:
-            failed = ConnectFailed(Phase.CONNECT, "connect_failed", f"no socket for {address[0]}: {error}")
-            continue
-        try:
-            sock.setblocking(False)
-            async with asyncio.timeout(share):
-                await loop.sock_connect(sock, address)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        except TimeoutError:
-            sock.close()
-            detail = f"{address[0]} port {target.port} did not answer in {share:.3g} s"
-            failed = ConnectFailed(Phase.CONNECT, "connect_timeout", detail)
-        except OSError as error:
-            sock.close()
-            why = os.strerror(error.errno) if error.errno else str(error)  # the loop's own words say less
-            detail = f"{address[0]} port {target.port} can't be connected to: {why}"
-            failed = ConnectFailed(Phase.CONNECT, "connect_failed", detail)
-        except BaseException:
-            sock.close()
-            raise
-        else:
-            reached(Phase.CONNECT, f"{address[0]} port {target.port}")
-            return sock
-    raise failed
+    return found
+
+
+async def _connect(
+    target: Target, found: _Address, limit: float, reached: Callable[[Phase, str], None]
+) -> socket.socket:
+    """A TCP connection to this address, within `limit` seconds."""
+    family, kind, proto, _, address = found
+    try:
+        sock = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise ConnectFailed(Phase.CONNECT, "connect_failed", f"no socket for {address[0]}: {error}") from error
+    try:
+        sock.setblocking(False)
+        async with asyncio.timeout(limit):
+            await asyncio.get_running_loop().sock_connect(sock, address)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    except TimeoutError:
+        sock.close()
+        detail = f"{address[0]} port {target.port} did not answer in {limit:.3g} s"
+        raise ConnectFailed(Phase.CONNECT, "connect_timeout", detail) from None
+    except OSError as error:
+        sock.close()
+        why = os.strerror(error.errno) if error.errno else str(error)  # the loop's own words say less
+        detail = f"{address[0]} port {target.port} can't be connected to: {why}"
+        raise ConnectFailed(Phase.CONNECT, "connect_failed", detail) from error
+    except BaseException:
+        sock.close()
+        raise
+    reached(Phase.CONNECT, f"{address[0]} port {target.port}")
+    return sock
 
 
 async def _prepare(

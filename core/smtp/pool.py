@@ -5,7 +5,7 @@ Rules
   a final dot; a new one is opened when there are more turns wanted than connections, up to `max_connections`.
 - Connections are opened one at a time: a login that the server refuses is tried once, not once for each that waits.
   If it fails and no other connection is left, all who wait at that time are told (ConnectFailed). If others are left,
-  they serve, and no more are opened for `reopen_after_seconds`.
+  they serve, and no more are opened for as long as `rest_after` says.
 - A turn passes on as soon as the final dot is written where the server offers PIPELINING. With CHUNKING up to
   `in_flight_per_connection` messages may be under way on one connection.
 - After `messages_per_connection` messages, or idle for `idle_timeout_seconds`, a connection is left with QUIT.
@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from core.domain.account import Security
@@ -25,6 +25,8 @@ from core.domain.reply import Phase
 from core.smtp.connection import Connection
 from core.smtp.dial import dial, tls_context
 from core.smtp.dialogue import Capabilities, ConnectFailed, Target, Transaction, TransactionResult
+
+REOPEN_SECONDS = 90.0  # after a failure, while other connections serve
 
 
 class PoolTurn:
@@ -67,7 +69,7 @@ class Pool:
         messages_per_connection: int = 1000,
         idle_timeout_seconds: float = 30,
         in_flight_per_connection: int = 8,
-        reopen_after_seconds: float = 90,
+        rest_after: Callable[[ConnectFailed, int], float] = lambda _failure, _in_a_row: REOPEN_SECONDS,
     ) -> None:
         self.target = target
         self.last_failure: ConnectFailed | None = None  # of the last attempt to open a connection; None: it went well
@@ -75,7 +77,8 @@ class Pool:
         self._messages_per_connection = messages_per_connection
         self._idle_timeout = idle_timeout_seconds
         self._in_flight_max = in_flight_per_connection
-        self._reopen_after = reopen_after_seconds
+        self._rest_after = rest_after  # seconds, of a failure and how many there were in a row
+        self._failures = 0  # in a row
         self._context: ssl.SSLContext | None = None
         self._connections: list[Connection] = []
         self._waiters: deque[asyncio.Future[PoolTurn]] = deque()
@@ -272,11 +275,15 @@ class Pool:
         finally:
             self._opening = None
         self.last_failure = failure if isinstance(failure, ConnectFailed) else None
+        self._failures = 0 if self.last_failure is None else self._failures + 1
+        if self.last_failure is not None and self.last_failure.phase in (Phase.TLS, Phase.STARTTLS):
+            self._context = None  # the authorities may be others the next time
         if connection is not None:
             self._connections.append(connection)
             self._moved(connection)
-        elif self._connections:
-            self._open_not_before = asyncio.get_running_loop().time() + self._reopen_after
+        elif self._connections and self.last_failure is not None:
+            rest = self._rest_after(self.last_failure, self._failures)
+            self._open_not_before = asyncio.get_running_loop().time() + rest
         elif failure is not None:
             self._tell_waiters(failure)
         self._consider_opening()

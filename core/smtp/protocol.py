@@ -134,7 +134,7 @@ class SmtpProtocol:
         events: list[Event] = []
         while self._open:
             exchange = self._open.popleft()
-            exchange.lose(kind, detail, self.goodbye)
+            exchange.lose(kind, detail)  # a 421 is the answer to one exchange, which had it
             events.append(Settled(exchange))
         return events
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+from core.domain.printable import printable
 from core.domain.reply import Reply
 from core.smtp.errors import ProtocolError
 
@@ -78,7 +79,7 @@ class ReplyParser:
             self._code = code
         elif code != self._code:
             raise ProtocolError(f"the server sent a reply of mixed codes: {self._code.decode()} and {code.decode()}")
-        words = text.decode("utf-8", "replace")[: self._room] if text else ""
+        words = printable(text.decode("utf-8", "replace")[: self._room]) if text else ""
         if more == b"-":
             self._lines.append(words)
             self._room -= len(words)

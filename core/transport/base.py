@@ -130,6 +130,11 @@ class Transport(Protocol):
         ...
 
     @property
+    def trouble(self) -> AccountFault | None:
+        """Why no more connections can be opened, while others serve; None: nothing is known of that kind."""
+        ...
+
+    @property
     def rate(self) -> float | None:
         """Messages a second of late, about; None: not known."""
         ...

@@ -7,11 +7,13 @@ connection that turns out dead before any reply is replaced once, silently (no a
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from core.domain.account import Account, AuthMethod
 from core.domain.blame import MINUTE, Rule, Ruling, judge
+from core.domain.circuit import LOGIN_TRIAL_SECONDS, LOGIN_TRIALS_MAX
 from core.domain.clock import Clock
 from core.domain.envelope import Recipient
 from core.domain.login import LoginRefusal, explain_login
@@ -30,7 +32,7 @@ from core.smtp.dialogue import (
     Transaction,
     TransactionResult,
 )
-from core.smtp.pool import Pool, PoolTurn
+from core.smtp.pool import REOPEN_SECONDS, Pool, PoolTurn
 from core.transport.base import AccountUnavailable, Content, Journal, Mail
 from core.transport.remedies import REMEDIES, silent_banner
 
@@ -138,7 +140,15 @@ class SmtpTransport:
             max_connections=account.max_connections,
             messages_per_connection=account.messages_per_connection,
             idle_timeout_seconds=account.idle_timeout_seconds,
+            rest_after=self._rest_after,
         )
+
+    def _rest_after(self, error: ConnectFailed, in_a_row: int) -> float:
+        """How long no more connections are opened while others serve: no login is tried in a loop."""
+        pause = fault_of(self.account, error, self.own_rules).pause_seconds
+        if pause is not None:
+            return max(pause, REOPEN_SECONDS)
+        return LOGIN_TRIAL_SECONDS if in_a_row <= LOGIN_TRIALS_MAX else math.inf
 
     async def turn(self) -> SmtpTurn:
         """Wait for a connection. Raises AccountUnavailable."""
@@ -155,6 +165,14 @@ class SmtpTransport:
     def connections(self) -> int:
         """How many are open now."""
         return self._pool.connections
+
+    @property
+    def trouble(self) -> AccountFault | None:
+        """Why no more connections can be opened, while others serve."""
+        failure = self._pool.last_failure
+        if failure is None or not self._pool.connections:
+            return None
+        return fault_of(self.account, failure, self.own_rules)
 
     @property
     def rate(self) -> float | None:
@@ -383,15 +401,24 @@ class _Call:
         if failure.kind is FailureKind.TOO_LARGE:
             return RecipientOutcome(mailbox, Outcome.FAILED, Phase.LOCAL, Blame.MESSAGE, 552, "5.3.4", failure.detail)
         if dot_sent:
-            code, enhanced = (reply.code, reply.enhanced_code) if reply else (None, None)
-            return RecipientOutcome(mailbox, Outcome.UNKNOWN, phase, None, code, enhanced, failure.detail)
+            if reply is None:
+                return RecipientOutcome(mailbox, Outcome.UNKNOWN, phase, None, text=failure.detail)
+            ruling = self._judge(phase, reply)
+            self._blame_account(phase, ruling if ruling.blame is Blame.ACCOUNT else _CLOSING, reply)
+            text = reply.text or failure.detail
+            return RecipientOutcome(mailbox, Outcome.UNKNOWN, phase, None, reply.code, reply.enhanced_code, text)
         if reply is not None and reply.severity == 4:
             return self._refused(mailbox, phase, reply)
+        if phase is Phase.MAIL:  # it takes the login and then says nothing: not once for each mail that waits
+            self._blame(phase, _CLOSING, f"{self._server}: {failure.detail}, before it answered MAIL")
         return RecipientOutcome(mailbox, Outcome.DEFERRED, phase, Blame.TRANSIENT, None, None, failure.detail)
 
     def _blame_account(self, phase: Phase, ruling: Ruling, reply: Reply) -> None:
+        said = _with_origin(f"{self._server} answered {reply.code} {reply.text} ({phase.value})", ruling)
+        self._blame(phase, ruling, said, reply)
+
+    def _blame(self, phase: Phase, ruling: Ruling, detail: str, reply: Reply | None = None) -> None:
         if self.fault is None:
-            detail = _with_origin(f"{self._server} answered {reply.code} {reply.text} ({phase.value})", ruling)
             self.fault = AccountFault(
                 self._transport.account.name,
                 phase,

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from core.domain.account import Account, AuthMethod, FromPolicy, Security
+from tests.support.clock import ManualClock
 from tests.support.relay import SIMPLE, Bench, account, mail, running, until
-from tests.support.smtp_server import Late, Script, SmtpServer, certificate
+from tests.support.smtp_server import Close, Late, Script, SmtpServer, certificate
 
 
 async def _kept(bench: Bench, code: str, count: int = 3) -> dict[str, Any]:
@@ -260,3 +261,95 @@ async def test_of_two_changes_at_once_what_was_saved_last_holds(
         await first
         assert (await second).status_code == 200
         assert not bench.relay.outlets.account("main").enabled
+
+
+async def test_a_server_that_takes_the_connection_and_says_nothing_to_mail_pauses_the_account(tmp_path: Path) -> None:
+    """Else it would be connected to, and logged in at, once for each mail that waits, and good mail would expire."""
+    async with SmtpServer(Script(mail={"*": Close()})) as server:
+        async with running(tmp_path, [account(server, max_connections=2)]) as bench:
+            for number in range(20):
+                bench.drop(f"{number}.eml", mail(number))
+            await bench.drain()
+            assert server.accepted <= 4
+            assert len(bench.names()) == 20
+            pause = (await bench.get("/accounts/main"))["pause"]
+            assert (pause["by"], pause["code"]) == ("service", "server_closing")
+            assert pause["until"] is not None
+            server.script.mail.clear()
+            await bench.http.post("/accounts/main/resume")
+            await bench.drain(include_deferred=True)
+            await until(lambda: len(server.messages) == 20 and not bench.names(), "delivery")
+
+
+@pytest.mark.parametrize("reply", ["503 5.5.1 Error: authentication expired, send AUTH first", "503 5.5.1 nested MAIL"])
+async def test_a_session_that_the_server_has_lost_is_given_up_and_costs_no_mail(tmp_path: Path, reply: str) -> None:
+    clock = ManualClock()
+    async with SmtpServer() as server:
+        server.scripts[0] = Script(mail={"*": reply})
+        async with running(tmp_path, [account(server, max_connections=1)], clock=clock) as bench:
+            for number in range(5):
+                bench.drop(f"{number}.eml", mail(number))
+            await bench.drain()
+            clock.advance(120.0)
+            await bench.http.post("/accounts/main/resume")
+            await bench.drain(include_deferred=True)
+            await until(lambda: len(server.messages) == 5 and not bench.names(), "delivery")
+            assert len([c for c in server.sessions[0].commands if c.startswith("MAIL")]) <= 2
+
+
+async def test_a_further_login_that_is_refused_is_told_while_the_open_connections_go_on(tmp_path: Path) -> None:
+    async with SmtpServer(mechanisms=["PLAIN"], credentials={"shop": "right"}) as server:
+        server.scripts = {number: Script(auth="535 5.7.8 no") for number in range(1, 50)}
+        value = account(server, auth=AuthMethod.AUTO, username="shop", password="right", max_connections=5)
+        async with running(tmp_path, [value]) as bench:
+            for number in range(30):
+                bench.drop(f"{number}.eml", mail(number))
+            await bench.sends(30)
+            assert server.accepted == 2, "no login is tried in a loop"
+            assert (await bench.get("/accounts/main"))["pause"] is None
+            (alert,) = (await bench.get("/alerts"))["items"]
+            assert (alert["code"], alert["account"]) == ("login_refused", "main")
+            assert "open already" in alert["detail"]
+
+
+async def test_a_corrected_file_of_authorities_counts_once_the_account_is_resumed(tmp_path: Path) -> None:
+    other, _ = certificate("localhost", "127.0.0.1")
+    authority, context = certificate("localhost", "127.0.0.1")
+    ca_file = tmp_path / "ca.pem"
+    other.cert_pem.write_to_path(str(ca_file))
+    async with SmtpServer(context=context) as server:
+        value = account(server, host="localhost", security=Security.STARTTLS, tls_ca_file=str(ca_file))
+        async with running(tmp_path, [value]) as bench:
+            await _fill(bench)
+            await _kept(bench, "certificate_untrusted")
+            authority.cert_pem.write_to_path(str(ca_file))
+            await bench.http.post("/accounts/main/resume")
+            await until(lambda: len(server.messages) == 3 and not bench.names(), "delivery")
+
+
+async def test_a_trial_that_asked_the_server_nothing_proves_nothing(tmp_path: Path) -> None:
+    async with SmtpServer(Script(hide={"SMTPUTF8"}, mail={"*": "421 4.3.2 closing"})) as server:
+        async with running(tmp_path, [account(server)]) as bench:
+            bench.drop("first.eml", SIMPLE)
+            await bench.drain()
+            assert (await bench.get("/accounts/main"))["pause"]["code"] == "server_closing"
+            (bench.paths["pickup"] / "first.eml").unlink()
+            await bench.http.post("/accounts/main/resume")
+            bench.drop("x.eml", "From: a@example.com\r\nTo: j\u00f6@example.org\r\n\r\nHi\r\n".encode())
+            await bench.drain()
+            assert (await bench.history())["j\u00f6@example.org"] == "failed"
+            assert bench.relay.outlets._get("main").circuit.half_open, "it is still to be tried"
+
+
+async def test_the_words_of_a_421_behind_the_dot_are_told_and_the_account_rests(tmp_path: Path) -> None:
+    words = "421 4.7.28 rate of unsolicited mail"
+    async with SmtpServer(Script(dot=Close(words))) as server, running(tmp_path, [account(server)]) as bench:
+        bench.drop("a.eml", SIMPLE)
+        bench.drop("b.eml", mail(2))
+        await bench.drain()
+        rows = (await bench.get("/history"))["items"]
+        told = [row for row in rows if row["status"] == "unknown"]
+        assert told
+        assert all("rate of unsolicited mail" in row["text"] for row in told)
+        pause = (await bench.get("/accounts/main"))["pause"]
+        assert (pause["code"], "rate of unsolicited" in pause["reason"]) == ("server_closing", True)

@@ -227,7 +227,8 @@ async def test_a_close_at_any_octet_loses_and_doubles_nothing(tmp_path: Path, wa
         cuts = list(range(1, length, 17))
         server.scripts = {n: _script(way, close_after=octets) for n, octets in enumerate(cuts)}
         one_each = account(server, max_connections=1, messages_per_connection=1)
-        async with running(tmp_path, [one_each], clock=clock) as bench:
+        pickup = Directory("pickup", str(tmp_path / "spool" / "pickup"), ("main",), unknown_max=99, watch=False)
+        async with running(tmp_path, [one_each], pickups=[pickup], clock=clock) as bench:
             for number in range(len(cuts)):
                 bench.drop(f"{number}.eml", mail(number))
             for _ in range(len(cuts) + 2):

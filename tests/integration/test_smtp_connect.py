@@ -18,7 +18,7 @@ import uvloop
 from core.domain.account import AuthMethod, Security
 from core.domain.reply import Phase
 from core.smtp.dial import dial
-from core.smtp.dialogue import ConnectFailed, Target
+from core.smtp.dialogue import ConnectFailed, Target, Timeouts
 from core.smtp.pool import Pool
 from tests.support.smtp_mail import MAIL, SHORT, GivenTokens, Told, target
 from tests.support.smtp_server import Close, Hang, Raw, Script, SmtpServer, Trickle, certificate
@@ -347,3 +347,41 @@ async def test_a_login_without_a_password_bothers_no_server() -> None:
         failed = await failure(target(server, auth=AuthMethod.AUTO, username="u", password=None))
         assert (failed.phase, failed.code) == (Phase.AUTH, "password_missing")
         assert server.accepted == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "served"),
+    [
+        (Script(at_accept=Close()), True),
+        (Script(banner=Raw(b"what?\r\n")), True),
+        (Script(ehlo=Close()), True),
+        (Script(banner="554 5.7.1 no"), False),  # its word counts for all of them
+    ],
+)
+async def test_the_next_address_is_tried_where_the_first_does_not_serve(
+    monkeypatch: pytest.MonkeyPatch, first: Script, served: bool
+) -> None:
+    """RFC 5321 section 5.1."""
+    async with SmtpServer(first) as bad, SmtpServer(host="127.0.0.2", port=bad.port) as good:
+
+        async def both(*_: object, **__: object) -> list[tuple[Any, ...]]:
+            found = (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+            return [(*found, (host, bad.port)) for host in ("127.0.0.1", "127.0.0.2")]
+
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", both)
+        goal = target(bad)
+        if served:
+            connection = await dial(goal, None, lambda _: None)
+            connection.abort()
+            assert (bad.accepted, good.accepted) == (1, 1)
+        else:
+            with pytest.raises(ConnectFailed, match="refused"):
+                await dial(goal, None, lambda _: None)
+            assert (bad.accepted, good.accepted) == (1, 0)
+
+
+async def test_a_login_that_takes_too_long_names_how_far_it_came() -> None:
+    async with SmtpServer(Script(ehlo=Hang())) as server:
+        with pytest.raises(ConnectFailed, match="the last that went well: banner") as caught:
+            await dial(target(server, timeouts=Timeouts(login_seconds=0.2)), None, lambda _: None)
+        assert (caught.value.phase, caught.value.code) == (Phase.EHLO, "timeout")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -234,7 +235,7 @@ async def test_an_idle_connection_is_left_with_quit(quit_action: Any) -> None:
 
 
 async def test_if_only_a_further_connection_fails_the_others_serve() -> None:
-    async with SmtpServer() as server, pool_to(server, max_connections=5, reopen_after_seconds=60) as pool:
+    async with SmtpServer() as server, pool_to(server, max_connections=5) as pool:
         server.scripts = {n: Script(banner=Close("421 4.3.2 too many connections")) for n in range(1, 50)}
         results = await asyncio.gather(*(send(pool) for _ in range(20)))
         assert all(result.final_reply and result.failure is None for result in results)
@@ -245,6 +246,25 @@ async def test_if_only_a_further_connection_fails_the_others_serve() -> None:
         pool._open_not_before = 0.0  # the minute is over
         await asyncio.gather(*(send(pool) for _ in range(5)))
         await until(lambda: server.accepted == 3)
+
+
+async def test_a_further_login_that_is_refused_is_not_tried_in_a_loop_while_another_connection_serves() -> None:
+    rests: list[int] = []
+
+    def rest(failure: ConnectFailed, in_a_row: int) -> float:
+        rests.append(in_a_row)
+        return 0.0 if len(rests) < 3 else math.inf
+
+    async with SmtpServer() as server, pool_to(server, max_connections=5, rest_after=rest) as pool:
+        await send(pool)
+        server.scripts = {n: Script(banner=Close("554 5.7.1 no")) for n in range(1, 50)}
+        async with asyncio.timeout(20):
+            while len(rests) < 3:
+                await asyncio.gather(*(send(pool) for _ in range(5)))
+        for _ in range(20):
+            await asyncio.gather(*(send(pool) for _ in range(5)))
+        assert rests == [1, 2, 3]
+        assert server.accepted == 4
 
 
 async def test_after_a_failure_the_next_turn_tries_anew() -> None:

@@ -305,6 +305,57 @@ TABLE = [
         )
     ],
     ((MAIL, *CONTENT), reply("501 5.5.2 Cannot decode response"), MESSAGE, FINAL, NO_PAUSE, False, "message_refused"),
+    # the server has lost the session, or blocks all that comes from here: nothing about the mail
+    (
+        (MAIL, RCPT),
+        reply("503 5.5.1 Error: authentication expired, send AUTH first"),
+        ACCOUNT,
+        LATER,
+        MINUTE,
+        True,
+        "login_required",
+    ),
+    *[
+        ((MAIL, RCPT, *CONTENT), said, TRANSIENT, LATER, NO_PAUSE, False, "try_later")
+        for said in (
+            reply("503 5.5.1 Error: nested MAIL command"),
+            reply("500 5.5.1 unrecognized command"),
+            reply("502 5.5.1 Command not implemented"),
+            reply("555 5.5.4 Unsupported option: SIZE"),
+        )
+    ],
+    ((MAIL, RCPT, DOT), reply("535 Authentication required"), ACCOUNT, LATER, UNTIL_EDITED, False, "login_required"),
+    *[
+        ((MAIL, RCPT, DOT), said, ACCOUNT, LATER, HOUR, False, "account_blocked")
+        for said in (
+            reply("550 5.7.64 TenantAttribution; Relay Access Denied"),
+            reply("550 5.7.708 Service unavailable. Access denied, traffic not accepted from this IP."),
+            reply(
+                "550 5.1.8 Access denied, bad outbound sender. For more information please go to http://go.microsoft.com/fwlink/"
+            ),
+            reply("550 5.7.501 Access denied, spam abuse detected. Please contact customer support."),
+            reply("550 5.7.750 Service unavailable. Client blocked from sending from unregistered domains"),
+            reply("550 5.7.606 Access denied, banned sending IP [192.0.2.7]"),
+        )
+    ],
+    (
+        (MAIL, RCPT),
+        reply("554 5.7.1 <unknown[192.0.2.7]>: Client host rejected: Access denied"),
+        ACCOUNT,
+        LATER,
+        HOUR,
+        False,
+        "account_blocked",
+    ),
+    (
+        (MAIL, RCPT),
+        reply("554 5.7.1 Service unavailable; Client host [192.0.2.7] blocked using zen.spamhaus.org"),
+        ACCOUNT,
+        LATER,
+        HOUR,
+        False,
+        "account_blocked",
+    ),
 ]
 
 
@@ -480,7 +531,8 @@ def test_the_code_wins_over_a_contradicting_enhanced_code(phase: Phase, said: st
         (MAIL, "450 4.2.1 Mailbox busy", TRANSIENT, LATER),
         # of the sender
         (DOT, "550 5.7.6 no", MESSAGE, FINAL),
-        (DOT, "550 5.7.606 Access denied, banned sending IP [192.0.2.7]", MESSAGE, FINAL),
+        (RCPT, "550 5.7.504 Recipient address rejected: Access denied", RECIPIENT, FINAL),
+        (RCPT, "550 5.1.8 <jo@nowhere>: Sender address rejected: Domain not found", RECIPIENT, FINAL),
         (DOT, "554 Message rejected: Address blacklisted.", MESSAGE, FINAL),
         # of recipients
         (RCPT, "552 5.2.2 Mailbox full", RECIPIENT, FINAL),

@@ -37,6 +37,7 @@ class FakeTransport:
     aborted: bool = False
     connections: int = 0
     rate: float | None = None
+    trouble: AccountFault | None = None
     most: int | None = None
 
     async def turn(self) -> Turn:

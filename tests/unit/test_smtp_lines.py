@@ -282,3 +282,8 @@ def test_parameters_that_are_never_written(options: dict[str, Any], to: To) -> N
 def test_what_the_server_lacks_is_refused(option: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         mail_line(_tx(**{option: True}), NONE)
+
+
+def test_what_a_server_says_can_not_steer_a_terminal_or_hide_what_is_shown() -> None:
+    (reply,) = ReplyParser().feed("550 5.1.1 no \x1b[2J\x07\x00\u009b\u202e\tJ\u00f6\r\n".encode())
+    assert reply.text == "5.1.1 no \ufffd[2J\ufffd\ufffd\ufffd\ufffd J\u00f6"

@@ -1,7 +1,14 @@
 # docker build -t mpu .
-# docker run -d --name mpu --stop-timeout 40 --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
+# docker run -d --name mpu --stop-timeout 60 --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges \
 #   -p 127.0.0.1:8025:8025 -v mpu-data:/var/lib/mpu -v /srv/pickup:/var/spool/mpu mpu
 # docker exec mpu cat /var/lib/mpu/api-key
+#
+# It runs as uid and gid 10025, which must be able to write in /srv/pickup and what lies under it:
+#   chgrp 10025 /srv/pickup && chmod 2770 /srv/pickup
+# --stop-timeout: MPU_GRACE_SECONDS (25) for what is in flight, and up to 15 for the last commits; raise both together.
+# With --read-only a copy can be written to the volumes only; docker cp takes it from there:
+#   docker exec mpu mpu backup --overwrite /var/lib/mpu/copy && docker cp mpu:/var/lib/mpu/copy mpu-copy
+# Back again, with the service stopped: docker run --rm -v mpu-data:/var/lib/mpu mpu restore /var/lib/mpu/copy
 #
 # With --cap-add LEASE --user 0 (a lease on other users' files needs the capability in effect, which only root gets in a
 # container) files are taken the moment they are closed even where no event is seen; without it they rest two seconds.

@@ -7,7 +7,7 @@ LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashe
 TESTS ?= tests
 WORKERS ?= auto
 
-.PHONY: help setup run test corpora interop fuzz model chaos bench bench-plot lint format openapi lock clean
+.PHONY: help setup run test corpora interop fuzz model chaos bench bench-plot lint format openapi wheel lock clean
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
@@ -83,6 +83,11 @@ format: $(VENV)/.tools ## put the code into shape
 
 openapi: $(VENV)/.tools ## write openapi.yaml anew
 	$(BIN)/mpu openapi --output openapi.yaml
+
+wheel: $(VENV)/.runtime ## what deploy/mpu.service installs: dist/mail_processing_unit-*.whl
+	@rm -f dist/mail_processing_unit-*.whl
+	@$(PIP) wheel --no-index --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/mail_processing_unit-*.whl
 
 lock: $(VENV)/.tools ## resolve all dependencies anew; UPGRADE=--upgrade takes newer ones
 	$(LOCK) $(UPGRADE) pyproject.toml -o requirements.lock

@@ -941,7 +941,7 @@ async def test_no_pickle_and_no_pickled_job_store(tmp_path: Path) -> None:
 def test_the_container_has_its_own_user_and_needs_no_writable_root() -> None:
     lines = (ROOT / "Dockerfile").read_text()
     run = " ".join(line.lstrip("# ").rstrip("\\") for line in lines.splitlines() if line.startswith("#"))
-    for option in ("--read-only", "--cap-drop ALL", "--security-opt no-new-privileges", "--stop-timeout 40"):
+    for option in ("--read-only", "--cap-drop ALL", "--security-opt no-new-privileges", "--stop-timeout 60"):
         assert option in run
     stage = lines[lines.rindex("\nFROM ") :]
     assert re.search(r"^USER mpu$", stage, re.MULTILINE)
@@ -973,6 +973,8 @@ def test_the_unit_shuts_the_service_in() -> None:
         "RestrictSUIDSGID": "yes",
         "MemoryDenyWriteExecute": "yes",
         "StateDirectoryMode": "0700",
+        "UMask": "0007",
+        "TimeoutStopSec": "60",
         "LimitCORE": "0",
     }
     assert {name: found.get(name) for name in expected} == expected

@@ -44,6 +44,7 @@ log = structlog.get_logger()
 T = TypeVar("T")
 _SENT = Outcome.SENT  # with every message (core/domain)
 
+STOPPED = "stopped"  # the run that wanted it, or the whole directory
 PROBLEMS_KEPT = 1000  # of which the alerts name examples; of more only the number is told
 RETRY_MAX = 200_000  # names that wait for their time in memory; the others are found by the next scan
 OFFERED_MAX = 100_000  # names that wait for a slot, likewise
@@ -60,7 +61,12 @@ class Deliverer(Protocol):
     """What delivers a message (core/delivery.py)."""
 
     async def deliver(
-        self, spool: DirectorySpool, directory: Directory, opened: Opened, settling: Callable[[], None]
+        self,
+        spool: DirectorySpool,
+        directory: Directory,
+        opened: Opened,
+        settling: Callable[[], None],
+        in_the_way: Callable[[], Refusal | None],
     ) -> Delivered: ...
 
     async def settle_recovered(
@@ -107,7 +113,7 @@ class Report:
         """Count one message."""
         if delivered.outcome is not None:
             self.messages[delivered.outcome] += 1
-        elif delivered.blocked is not None:
+        elif delivered.blocked is not None and delivered.blocked.reason != STOPPED:
             self.blocked.add(delivered.blocked)
         for outcome in delivered.recipients:
             self.recipients[outcome.outcome] += 1
@@ -377,7 +383,7 @@ class Cycle:
                 names.clear()
                 break
             names.popleft()
-            run.follow(name, self._working.get(name) or self._start(name, event_seen=False))
+            run.follow(name, self._working.get(name) or self._start(name, event_seen=False, ended=ended))
             started = True
             await asyncio.sleep(0)  # it takes its room before the next one asks
         if not names:
@@ -397,7 +403,7 @@ class Cycle:
         if block is not None:
             run.report.blocked.add(block)
         elif not ended():
-            run.follow(name, self._working.get(name) or self._start(name, event_seen=False))
+            run.follow(name, self._working.get(name) or self._start(name, event_seen=False, ended=ended))
             if self._outlets.limited and self._outlets.limits(self.directory):
                 await asyncio.sleep(0)  # it takes its room before the next one asks whether there is any
 
@@ -442,14 +448,18 @@ class Cycle:
 
     def _block(self, sender: str | None = None) -> Refusal | None:
         """Why no message of this directory (or of this envelope sender) could go now, without opening any."""
-        if not self.directory.enabled:
-            return Refusal("", "disabled")
-        if self.paused():
-            return Refusal("", "directory_paused")
+        closed = self._closed()
+        if closed is not None:
+            return closed
         if self.storage is not None and not self.spool.claims_allowed:
             return Refusal("", self.storage.code)
         route = self._outlets.route(self.directory, frozenset(), sender)
         return block_of(route) if route.account is None else None
+
+    def _closed(self) -> Refusal | None:
+        if not self.directory.enabled:
+            return Refusal("", "disabled")
+        return Refusal("", "directory_paused") if self.paused() else None
 
     # --- single names ---
 
@@ -485,8 +495,15 @@ class Cycle:
             if not self._stopping and name not in self._working and self._block() is None:
                 self._start(name, event_seen=event_seen)
 
-    def _start(self, name: bytes, *, event_seen: bool) -> asyncio.Task[Delivered | None]:
-        task = asyncio.get_running_loop().create_task(self._one(name, event_seen=event_seen))
+    def _start(
+        self, name: bytes, *, event_seen: bool, ended: Callable[[], bool] = lambda: False
+    ) -> asyncio.Task[Delivered | None]:
+        """`ended`: whether the run that it is started for wants no more claims."""
+
+        def in_the_way() -> Refusal | None:
+            return Refusal("", STOPPED) if self._stopping or ended() else self._closed()
+
+        task = asyncio.get_running_loop().create_task(self._one(name, in_the_way, event_seen=event_seen))
         self._working[name] = task
         self._unsettled += 1
         for run in self._scanning:  # an event was faster than its scan, which finds it claimed
@@ -494,7 +511,9 @@ class Cycle:
                 run.follow(name, task)
         return task
 
-    async def _one(self, name: bytes, *, event_seen: bool) -> Delivered | None:
+    async def _one(
+        self, name: bytes, in_the_way: Callable[[], Refusal | None], *, event_seen: bool
+    ) -> Delivered | None:
         unsettled = True
 
         def settling() -> None:
@@ -509,7 +528,7 @@ class Cycle:
         try:
             await self._open.acquire()
             try:
-                delivered = await self._deliver(name, settling, event_seen=event_seen)
+                delivered = await self._deliver(name, settling, in_the_way, event_seen=event_seen)
             finally:
                 self._open.release()
         except Exception as error:  # nothing that one file does may stop the others
@@ -541,7 +560,10 @@ class Cycle:
         if delivered.due_at is not None:
             self._when_due(name, delivered.due_at)
         elif delivered.outcome is None and delivered.blocked is not None:
-            if delivered.blocked.reason in ("storage_full", "database_unavailable"):
+            if delivered.blocked.reason == STOPPED:
+                if self.by_itself():  # another run, or its event, may have wanted it too
+                    self._look_again(name, CONTENDED_SECONDS)
+            elif delivered.blocked.reason in ("storage_full", "database_unavailable"):
                 self._look_again(b"", STORAGE_SECONDS)
             elif self._block(delivered.sender) is None:
                 # what was in its way is over by now: who told of that came too early for it
@@ -549,10 +571,17 @@ class Cycle:
             elif delivered.sender is not None and len(self.blocked) < RETRY_MAX:
                 self.blocked[name] = Waiting(delivered.sender, delivered.blocked, self._clock.monotonic())
 
-    async def _deliver(self, name: bytes, settling: Callable[[], None], *, event_seen: bool) -> Delivered | None:
+    async def _deliver(
+        self,
+        name: bytes,
+        settling: Callable[[], None],
+        in_the_way: Callable[[], Refusal | None],
+        *,
+        event_seen: bool,
+    ) -> Delivered | None:
         try:
             opened = self.spool.examine(name, event_seen=event_seen)
-            delivered = await self._deliverer.deliver(self.spool, self.directory, opened, settling)
+            delivered = await self._deliverer.deliver(self.spool, self.directory, opened, settling, in_the_way)
         except MessageGone:
             self.problems.pop(name, None)
             self.writing.pop(name, None)

@@ -231,6 +231,7 @@ class _Work:
     opened: Opened
     prepared: Prepared
     settling: Callable[[], None]
+    in_the_way: Callable[[], Refusal | None]
     claim: Claim | None = None
     journal: _Journal | None = None  # of the transaction that is under way
     outcomes: dict[str, RecipientOutcome] = field(default_factory=dict)
@@ -239,6 +240,7 @@ class _Work:
     route: Route | None = None
     settled: bool = False  # the ledger's, or about to be: no longer ours to close
     kept: int = 0  # octets of what is kept in memory
+    refusal: Refusal | None = None  # what came in the way, before it was claimed
 
     @property
     def sidecar(self) -> Sidecar | None:
@@ -288,11 +290,17 @@ class Delivery:
     # --- a message that waits ---
 
     async def deliver(
-        self, spool: DirectorySpool, directory: Directory, opened: Opened, settling: Callable[[], None] = lambda: None
+        self,
+        spool: DirectorySpool,
+        directory: Directory,
+        opened: Opened,
+        settling: Callable[[], None] = lambda: None,
+        in_the_way: Callable[[], Refusal | None] = lambda: None,
     ) -> Delivered:
         """Deliver an opened message. On return or any error the handle is closed, one way or the other.
 
         `settling` is told when nothing is left to do for it but to commit what came of it, and dispose of its file.
+        `in_the_way` is asked before it is claimed: a pause, or the end of the run, may have come while it waited.
         Raises MessageError (left where it is, the error says why), StorageFull, StorageBroken, DirectoryUnavailable.
         """
         if opened.reject is not None:
@@ -307,7 +315,7 @@ class Delivery:
         except BaseException:
             spool.release(opened)
             raise
-        work = _Work(spool, directory, opened, prepared, settling, kept=kept)
+        work = _Work(spool, directory, opened, prepared, settling, in_the_way, kept=kept)
         try:
             return await self._finish(work)
         except MessageRejected as rejection:
@@ -397,7 +405,7 @@ class Delivery:
                 text, Outcome.FAILED, Phase.LOCAL, Blame.RECIPIENT, 501, "5.1.3", why
             )
         directory, sender = work.directory, work.prepared.envelope.sender
-        while recipients := work.open_recipients():
+        while work.refusal is None and (recipients := work.open_recipients()):
             last = work.attempts[-1].account if work.attempts else None
             work.route = self._outlets.route(directory, work.tried, sender, last)
             name = work.route.account
@@ -449,8 +457,9 @@ class Delivery:
                 work.tried |= {account.name}
                 return
             if work.claim is None:
-                if not self._outlets.stands(passage):
-                    return  # it is routed anew
+                work.refusal = work.in_the_way()
+                if work.refusal is not None or not self._outlets.stands(passage):
+                    return  # it is left, or routed anew
                 work.claim = work.spool.claim(work.opened)
             mail = self._mail(work, account, recipients)
             way = work.claim.way = Way(account.name, turn.server, turn.tls, self._clock.now())
@@ -579,11 +588,11 @@ class Delivery:
         return None if spool.claims_allowed else Refusal("", "storage_full")
 
     def _blocked(self, work: _Work) -> Delivered:
-        refusal = self._no_claims(work.spool)
+        refusal = work.refusal or self._no_claims(work.spool)
         if refusal is None:
             assert work.route is not None
             refusal = block_of(work.route)
-        sender = work.prepared.envelope.sender
+        sender = work.prepared.envelope.sender if work.refusal is None else None
         return Delivered(work.opened.identity, None, blocked=refusal, arrived_at=work.opened.arrived_at, sender=sender)
 
     # --- decisions carried out ---
@@ -787,7 +796,7 @@ class Delivery:
             prepared = await asyncio.to_thread(self._read, spool, directory, claim.opened)
         except Exception as error:  # noqa: BLE001 - whatever it is, what the log tells must not be forgotten
             return await self._keep_recovered(spool, directory, recovered, error)
-        work = _Work(spool, directory, claim.opened, prepared, lambda: None, claim)
+        work = _Work(spool, directory, claim.opened, prepared, lambda: None, lambda: None, claim)
         for outcome in recovered.outcomes:
             work.outcomes[outcome.recipient] = outcome
         names = [r.mailbox for r in work.open_recipients()] if recovered.restarted else list(recovered.unknown)

@@ -35,7 +35,8 @@ InTheWay = Callable[[str], "Refusal | None"]
 class Refusal:
     """Why an account isn't taken. `until`: when that ends by itself, if it does.
 
-    unknown, sender_not_allowed, tried (for this message), disabled, account_paused, quota
+    unknown, sender_not_allowed, tried (for this message), disabled, account_paused, quota; of no account: what keeps
+    the directory, or the run, from claiming anything
     """
 
     account: str

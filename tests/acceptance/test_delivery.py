@@ -16,6 +16,7 @@ import core.delivery
 from core.delivery import Delivered
 from core.domain.account import Directory, OnUnknown
 from core.domain.outcome import Outcome
+from core.domain.routing import Refusal
 from core.spool.directory import DirectorySpool, Opened
 from tests.support.clock import ManualClock
 from tests.support.relay import SIMPLE, account, mail, running, until
@@ -332,9 +333,14 @@ class _PutsOff:
         return self.count > count
 
     async def deliver(
-        self, spool: DirectorySpool, directory: Directory, opened: Opened, settling: Callable[[], None]
+        self,
+        spool: DirectorySpool,
+        directory: Directory,
+        opened: Opened,
+        settling: Callable[[], None],
+        in_the_way: Callable[[], Refusal | None],
     ) -> Delivered:
-        del directory, settling
+        del directory, settling, in_the_way
         self.count += 1
         spool.release(opened)
         return Delivered(opened.identity, Outcome.DEFERRED)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from api.schemas.base import show_time
+from core.domain.account import Directory
 from tests.support.clock import ManualClock
 from tests.support.relay import account, mail, running, until
-from tests.support.smtp_server import Script, SmtpServer
+from tests.support.smtp_server import Late, Script, SmtpServer
 
 
 async def test_each_message_appears_once_over_all_pages_whatever_its_name(tmp_path: Path) -> None:
@@ -120,3 +123,36 @@ async def test_a_directory_that_is_not_enabled_sends_nothing_however_it_is_asked
             assert (server.messages, bench.names()) == ([], ["a.eml"])
             await bench.http.patch("/directories/pickup", json={"enabled": True})
             await until(lambda: server.messages and not bench.names(), "delivery")
+
+
+@pytest.mark.parametrize("act", ["pause the directory", "pause all", "disable", "stop the drain", "delete", "stop"])
+async def test_what_only_waits_for_its_turn_is_not_claimed_any_more(tmp_path: Path, act: str) -> None:
+    """One connection, which waits for the reply to its dot; of what was looked at meanwhile nothing is sent."""
+    when: dict[str, Any] = {"schedule": "0 0 1 1 *", "interval_seconds": None} if act == "stop the drain" else {}
+    pickup = Directory("pickup", str(tmp_path / "spool" / "pickup"), ("main",), watch=False, **when)
+    async with SmtpServer(Script(extensions=(), dot=Late(0.5, "250 2.0.0 taken"))) as server:
+        async with running(tmp_path, [account(server, max_connections=1)], pickups=[pickup]) as bench:
+            for number in range(10):
+                bench.drop(f"{number}.eml", mail(number))
+            drain = (await bench.http.post("/drain", params={"wait": "false"}, json={})).json()["id"]
+            cycle = bench.relay.inlets.get("pickup").cycle
+            await until(lambda: "DATA" in server.commands and cycle.in_flight == 10, "the first")
+            http = bench.http
+            acts = {
+                "pause the directory": partial(http.post, "/directories/pickup/pause", json={"reason": "x"}),
+                "pause all": partial(http.post, "/pause", json={"reason": "x"}),
+                "disable": partial(http.patch, "/directories/pickup", json={"enabled": False}),
+                "stop the drain": partial(http.delete, f"/drains/{drain}"),
+                "delete": partial(http.delete, "/directories/pickup"),
+            }
+            if act == "stop":
+                bench.relay.begin_stop()
+            else:
+                answer = await acts[act]()
+                assert answer.is_success, answer.text
+            await until(lambda: not cycle.in_flight, "the end")
+            assert len(server.messages) == 1
+            assert len([name for name in bench.names() if name.endswith(".eml")]) == 9
+            if act == "stop the drain":
+                await bench.drain()
+                assert len(server.messages) == 10

@@ -487,6 +487,14 @@ class Cycle:
         except DirectoryUnavailable:  # just now; the next run says so
             return False
 
+    async def let_go(self, name: bytes) -> None:
+        """An operator wants the file: what only waits for its turn here gives it up, and is looked at again later."""
+        task = self._working.get(name)
+        if task is not None and not self.spool.has_claimed(name):
+            task.cancel()
+            await asyncio.wait({task})
+            self._look_again(name, CONTENDED_SECONDS)
+
     def _start_offered(self) -> None:
         """A slot is free: the next name that was offered, first come, first served."""
         while self._offered and not self._full:

@@ -147,7 +147,9 @@ def letter(settlement: Settlement) -> str:
     if untold > 0:
         lines.append(f"and {untold} more")
     if sidecar.accepted:
-        lines.append(f"Recipients that have it already: {len(sidecar.accepted)}. A retry does not send to them again.")
+        lines.append(
+            f"Recipients that have it already: {len(sidecar.accepted)}. `mpu retry` does not send to them again."
+        )
     return "\n".join(lines)
 
 

@@ -406,6 +406,8 @@ class Queue:
             "release": inlet.spool.release_hold,
             "delete": inlet.spool.delete,
         }
+        if entry.state in WAITS:
+            await inlet.cycle.let_go(entry.file_name.rsplit(b"/", 1)[-1])
         envelope = await asyncio.to_thread(self.envelope, inlet, entry) if act == "delete" else None
         moved = await asyncio.to_thread(act_of[act], entry) or entry
         now = self.clock.now()

@@ -276,6 +276,10 @@ class DirectorySpool:
     def _places(self) -> list[Place]:
         return [*self._retired, *([self._place] if self._place is not None else [])]
 
+    def has_claimed(self, name: bytes) -> bool:
+        """Whether the message of this name is claimed by us now."""
+        return any(name in place.claimed for place in self._places())
+
     @property
     def in_flight(self) -> int:
         """Claims that were not disposed of yet."""

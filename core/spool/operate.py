@@ -74,7 +74,8 @@ def retry(place: Place, entry: Entry) -> Entry:
             return Entry(now.identity, State.WAITING, now.file_name, now.size, now.mtime, sidecar)
         if now.state is not State.BADMAIL:
             raise _conflict(now, "release it first" if now.state is State.HELD else "it is being sent")
-        back = _move(place, held, State.WAITING, None if now.sidecar is None else restart(now.sidecar), rewrite=True)
+        was = now.sidecar or _before_it_was_corrected(place, now)
+        back = _move(place, held, State.WAITING, None if was is None else restart(was), rewrite=True)
         remove_reason(place, names.base_of(now.file_name))
         return back
 
@@ -233,6 +234,13 @@ def _entry(place: Place, target: Target, before: Entry) -> Entry:
     if entry is None:
         raise NotFound("message", before.identity.id)
     return entry
+
+
+def _before_it_was_corrected(place: Place, entry: Entry) -> Sidecar | None:
+    """A dead letter that somebody edited is another message by size and time; those who have it keep it all the same."""
+    record = place.sidecars.named(entry.file_name)
+    read = None if record is None else place.sidecars.read(record)
+    return None if read is None else read[1]
 
 
 def _token(place: Place, entry: Entry) -> str:

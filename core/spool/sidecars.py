@@ -206,6 +206,10 @@ class Sidecars:
         self._by_name.pop(file_name, None)  # another thread may have done it
         return False
 
+    def named(self, file_name: bytes) -> Record | None:
+        """The one that names this file, whatever lies there now. Looks through all of them."""
+        return next((record for record in list(self._by_hash.values()) if record.file_name == file_name), None)
+
     def record_of(self, file_hash: str) -> Record | None:
         """What the index has under this hash."""
         return self._by_hash.get(file_hash)

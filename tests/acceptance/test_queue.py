@@ -156,3 +156,23 @@ async def test_what_only_waits_for_its_turn_is_not_claimed_any_more(tmp_path: Pa
             if act == "stop the drain":
                 await bench.drain()
                 assert len(server.messages) == 10
+
+
+@pytest.mark.parametrize("act", ["hold", "delete"])
+async def test_an_operator_gets_what_only_waits_for_its_turn(tmp_path: Path, act: str) -> None:
+    async with SmtpServer(Script(extensions=(), dot=Late(0.5, "250 2.0.0 taken"))) as server:
+        async with running(tmp_path, [account(server, max_connections=1)]) as bench:
+            for number in range(5):
+                bench.drop(f"{number}.eml", mail(number))
+            drain = (await bench.http.post("/drain", params={"wait": "false"}, json={})).json()["id"]
+            cycle = bench.relay.inlets.get("pickup").cycle
+            await until(lambda: "DATA" in server.commands and cycle.in_flight == 5, "the first")
+            waiting = (await bench.get("/queue/messages", state="waiting"))["items"]
+            assert len(waiting) == 4
+            where = f"/queue/messages/{waiting[0]['id']}"
+            answer = await (bench.http.post(f"{where}/hold") if act == "hold" else bench.http.delete(where))
+            assert answer.is_success, answer.text
+            await until(lambda: len(server.messages) == 4, "the others")
+            await until(lambda: not cycle.in_flight, "the end")
+            assert bench.names() == ([waiting[0]["file_name"] + ".hold"] if act == "hold" else [])
+            assert (await bench.get(f"/drains/{drain}"))["sent"] == 4

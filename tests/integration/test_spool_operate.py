@@ -271,6 +271,18 @@ def test_retry_from_badmail_restarts_attempts_and_age_and_keeps_who_accepted(pat
     spool.release(opened)
 
 
+def test_retry_of_a_dead_letter_that_was_corrected_keeps_who_accepted(path: Path, spool: DirectorySpool) -> None:
+    """The reason beside it says: correct it and retry. By size and time it is another message then."""
+    write(path)
+    spool.dispose([ToBadmail(claim(spool), LATER, "550 no")])
+    (path / "badmail" / "x.eml").write_bytes(MAIL.replace(b"\r\n", b"\r\nX-Corrected: yes\r\n", 1))
+    back = spool.retry(one(spool))
+    assert back.sidecar == Sidecar(accepted=frozenset({"a@b"}), message_id="<1@h>")
+    opened = spool.examine(b"x.eml", event_seen=True)
+    assert opened.sidecar == back.sidecar
+    spool.release(opened)
+
+
 def test_badmail_moved_back_by_hand_is_a_retry(path: Path, spool: DirectorySpool) -> None:
     write(path)
     spool.dispose([ToBadmail(claim(spool), LATER, "550 no")])

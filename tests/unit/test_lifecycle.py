@@ -121,7 +121,7 @@ def test_the_letter_names_every_refused_recipient_and_counts_those_that_have_it(
     assert letter(last).splitlines() == [
         f"{B}: 550 5.1.1 no such user (rcpt)",
         f"{C}: 550 5.1.1 no such user (rcpt)",
-        "Recipients that have it already: 1. A retry does not send to them again.",
+        "Recipients that have it already: 1. `mpu retry` does not send to them again.",
     ]
 
 

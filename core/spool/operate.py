@@ -237,7 +237,7 @@ def _entry(place: Place, target: Target, before: Entry) -> Entry:
 
 
 def _before_it_was_corrected(place: Place, entry: Entry) -> Sidecar | None:
-    """A dead letter that somebody edited is another message by size and time; those who have it keep it all the same."""
+    """A dead letter that was edited is another message by size and time; who has it, has it all the same."""
     record = place.sidecars.named(entry.file_name)
     read = None if record is None else place.sidecars.read(record)
     return None if read is None else read[1]

@@ -78,7 +78,6 @@ _SENT, _MESSAGE, _DELETE, _PUT_BACK, _HOLD = (
     Disposition.PUT_BACK,
     Disposition.HOLD,
 )
-_NOT_THE_MESSAGE = frozenset({Blame.ACCOUNT, Blame.SENDER})  # another account may send it
 _STATUS = {outcome: Status(outcome.value) for outcome in Outcome}
 _LAST_SECOND = 253_402_300_799  # of the year 9999: file systems know later ones
 READ_INLINE_BYTES = 1 << 16  # larger files are read in a thread
@@ -502,8 +501,8 @@ class Delivery:
         if duplicate:
             attempt = replace(attempt, possible_duplicate=True)
         work.attempts.append(attempt)
-        blames = {o.blame for o in attempt.outcomes if o.outcome is not _SENT}
-        some_sent = any(o.outcome is _SENT for o in attempt.outcomes)
+        refused = [o for o in attempt.outcomes if o.outcome is not _SENT]
+        some_sent = len(refused) < len(attempt.outcomes)
         for outcome in attempt.outcomes:
             rest_now = outcome.blame is _MESSAGE and outcome.outcome is Outcome.DEFERRED and some_sent
             if not rest_now:
@@ -512,8 +511,8 @@ class Delivery:
             self._outlets.failed(passage, attempt.fault)
         elif attempt.answered:
             self._outlets.worked(passage)
-        if blames & _NOT_THE_MESSAGE:
-            if Blame.SENDER in blames:
+        if any(map(_is_the_accounts, refused)):
+            if any(o.blame is Blame.SENDER for o in refused):
                 self._tell_sender_refused(work, passage, attempt)
             work.tried |= {passage.account.name}
             self._reopen(work, attempt)
@@ -534,12 +533,12 @@ class Delivery:
         for outcome in attempt.outcomes:
             if outcome.outcome in (Outcome.SENT, Outcome.UNKNOWN) or outcome.recipient not in work.outcomes:
                 continue
-            if outcome.blame not in (Blame.ACCOUNT, Blame.SENDER):
+            if not _is_the_accounts(outcome):
                 continue
             if route.account is not None:
                 del work.outcomes[outcome.recipient]
-            elif outcome.blame is Blame.SENDER and waits:  # another account may, later
-                work.outcomes[outcome.recipient] = replace(outcome, outcome=Outcome.DEFERRED, blame=Blame.SENDER)
+            elif outcome.blame is not Blame.ACCOUNT and waits:  # another account may, later
+                work.outcomes[outcome.recipient] = replace(outcome, outcome=Outcome.DEFERRED)
 
     def _refuse_rest(self, work: _Work, rejection: MessageRejected) -> None:
         """Found out while sending that it can't be sent as it is."""
@@ -864,6 +863,11 @@ class Delivery:
         _report_disposed(disposed, {"message": claim.identity.id, "directory": directory.name})
         due_at = settled.sidecar.due_at if settled.sidecar else None
         return Delivered(claim.identity, settled.status, told, due_at=due_at)
+
+
+def _is_the_accounts(outcome: RecipientOutcome) -> bool:
+    """Whether another account may send to that recipient; LOCAL: this one's server lacks what it takes."""
+    return outcome.blame is Blame.ACCOUNT or outcome.blame is Blame.SENDER or outcome.phase is Phase.LOCAL
 
 
 def _uncounted(work: _Work, settlement: Settlement) -> bool:

@@ -569,3 +569,23 @@ async def test_mpu_explain_knows_sender_routes(
     (tmp_path / "spool" / "pickup" / "y.eml").write_bytes(mail("jo@b.example"))
     assert mpu("process", tmp_path / "spool" / "pickup") == 0
     assert "would be sent" in capsys.readouterr().out
+
+
+async def test_what_one_accounts_server_can_not_take_goes_through_the_next(tmp_path: Path) -> None:
+    """No SMTPUTF8 for a recipient, a SIZE that is too small: the account's limits, not the mail's faults."""
+    small = Script(extensions=("SIZE 200", "8BITMIME"))
+    async with place(tmp_path, {"first": small, "second": None}) as here:
+        bench = here.bench
+        bench.drop("utf8.eml", mail("app@example.com", to="jo@example.org, j\u00f6@example.org"))
+        bench.drop("large.eml", mail("app@example.com", 2) + b"x" * 70 + b"\r\n" + b"y" * 200)
+        await bench.drain()
+        assert set((await bench.history()).values()) == {"sent"}
+        assert {to for message in here.servers["second"].messages for to, _ in message.recipients} == {
+            "j\u00f6@example.org",
+            "jo@example.org",
+        }
+        await here.bench.http.post("/accounts/second/pause", json={"reason": "x"})
+        bench.drop("later.eml", mail("app@example.com", 3, to="j\u00f6@example.org"))
+        await bench.drain()
+        (waiting,) = (await bench.get("/queue/messages"))["items"]
+        assert waiting["state"] == "deferred"

@@ -44,6 +44,7 @@ from core.domain.outcome import Outcome
 from core.errors import DirectoryUnavailable, NotFound, SecretKeyLost
 from core.logs import configure_logs
 from core.runtime.clock import SystemClock
+from core.runtime.directory_rules import own_folder
 from core.runtime.instance import DataDirLock
 from core.runtime.process import Processed
 from core.runtime.quotas import used_by
@@ -110,6 +111,9 @@ def process(
     path = os.path.realpath(directory)
     if not os.path.isdir(path):
         complain(f"{directory} is no directory")
+        raise typer.Exit(EXIT_USAGE)
+    if own := own_folder(path):
+        complain(f"{directory} {own}", "mpu retry sends badmail again.")
         raise typer.Exit(EXIT_USAGE)
     configure_logs(log_format="console", log_level="error")
     given = None if host is None else options.account_of(host, port, security, username, password_file, tls_ca_file)

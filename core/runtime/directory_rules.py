@@ -11,6 +11,7 @@ from core.domain.account import Directory, Strategy
 from core.errors import FieldError
 from core.scheduler import cron_trigger
 from core.settings import Settings
+from core.spool.names import BADMAIL, STATE_DIRECTORY
 
 
 def rules(directory: Directory, now: float) -> list[FieldError]:
@@ -66,11 +67,29 @@ def path_rules(path: str, settings: Settings) -> list[FieldError]:
     data_dir = os.path.realpath(settings.data_dir)
     if _within(data_dir, path) or (_within(path, data_dir) and not settings.demo):  # the demo has all in one folder
         return [FieldError("/path", "data_directory", "is, contains or lies in MPU's data directory")]
+    if own := own_folder(path):
+        return [FieldError("/path", "own_folder", own)]
     if not os.path.exists(path):
         return [FieldError("/path", "not_found", "there is no such directory")]
     if not os.path.isdir(path):
         return [FieldError("/path", "not_a_directory", "is no directory")]
     return []
+
+
+def own_folder(path: str) -> str | None:
+    """Why a (resolved) path is one of the folders that MPU makes in a pickup directory, or lies there; None: it isn't.
+
+    What lies in `badmail/` was given up, partly sent perhaps: as a pickup directory it would go out again.
+    """
+    state, badmail = os.fsdecode(STATE_DIRECTORY), os.fsdecode(BADMAIL)
+    parts = path.split(os.sep)
+    if state in parts:
+        return f"{state} holds what MPU keeps of a directory, no mail"
+    for position, part in enumerate(parts):
+        above = os.sep.join(parts[:position])
+        if part == badmail and os.path.lexists(os.path.join(above, state)):
+            return f"lies in {badmail} of the pickup directory {above}, whose mail must not be sent again unasked"
+    return None
 
 
 def _within(path: str, root: str) -> bool:
@@ -84,4 +103,6 @@ def remedy_of(errors: Sequence[FieldError]) -> str:
         return "Set MPU_PICKUP_ROOTS and start again, or take a path under it."
     if "not_found" in codes:
         return "Create it, owned by the group that applications and MPU share."
+    if "own_folder" in codes:
+        return "Take a path of its own; POST /queue/messages/retry sends badmail again."
     return ""

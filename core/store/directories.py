@@ -84,6 +84,11 @@ def change(
     settings = _settings(directory)
     linked = _accounts(session, directory.name) != directory.accounts
     if linked or any(getattr(row, key) != value for key, value in settings.items()):
+        if row.path != directory.path and _nested(row.path, directory.path):  # which is at work there still
+            raise InvalidSettings(
+                [FieldError("/path", "overlapping", f"lies above or below {row.path!r}, where the directory is now")],
+                remedy="take a path beside it",
+            )
         _check(session, directory)
         for key, value in settings.items():
             setattr(row, key, value)
@@ -104,15 +109,16 @@ def delete(session: Session, name: str, *, if_match: Collection[str] | None = No
     session.flush()
 
 
+def _nested(path: str, other: str) -> bool:
+    """Whether one is at, above or below the other."""
+    slashed, other_slashed = path.rstrip("/") + "/", other.rstrip("/") + "/"
+    return slashed.startswith(other_slashed) or other_slashed.startswith(slashed)
+
+
 def overlapping(session: Session, path: str, *, besides: str | None = None) -> list[tuple[str, str]]:
     """Name and path of the directories that are at, above or below this (resolved) path."""
-    slashed = path.rstrip("/") + "/"
-    found = []
-    for name, other in session.exec(select(DirectoryRow.name, DirectoryRow.path)):
-        other_slashed = other.rstrip("/") + "/"
-        if name != besides and (slashed.startswith(other_slashed) or other_slashed.startswith(slashed)):
-            found.append((name, other))
-    return sorted(found)
+    rows = session.exec(select(DirectoryRow.name, DirectoryRow.path))
+    return sorted((name, other) for name, other in rows if name != besides and _nested(path, other))
 
 
 def _check(session: Session, directory: Directory) -> None:

@@ -209,6 +209,42 @@ async def test_paths_overlap_with_no_other(client: httpx.AsyncClient, roots: Pat
     assert (await client.patch("/directories/other", json={"path": str(roots / "a")})).status_code == 409
 
 
+@pytest.mark.parametrize(
+    "where", ["a/.mpu", "a/.mpu/deep", "a/badmail", "b/badmail", "b/badmail/deep", "b/new/../.mpu", "link"]
+)
+async def test_our_own_folders_are_no_directories(client: httpx.AsyncClient, roots: Path, where: str) -> None:
+    await client.post("/directories", json=body(roots / "a", name="shop"))
+    for folder in ("a/.mpu/deep", "a/badmail", "b/.mpu", "b/badmail/deep", "b/new"):
+        (roots / folder).mkdir(parents=True)
+    (roots / "link").symlink_to(roots / "b" / "badmail")
+    path = f"{roots}/{where}"
+    for answer in (
+        await client.patch("/directories/shop", json={"path": path}),
+        await client.put("/directories/shop", json=body(path)),
+        await client.put("/directories/other", json=body(path)),
+        await client.post("/directories", json=body(path, name="other")),
+    ):
+        assert pointers(answer) == {"/path": "own_folder"}, answer.text
+    assert (await client.get("/directories/shop")).json()["path"] == str(roots / "a")
+
+
+async def test_another_folder_may_be_called_badmail(client: httpx.AsyncClient, roots: Path) -> None:
+    (roots / "badmail").mkdir()
+    assert (await client.post("/directories", json=body(roots / "badmail", name="shop"))).status_code == 201
+
+
+async def test_a_directory_moves_neither_above_nor_below_itself(client: httpx.AsyncClient, roots: Path) -> None:
+    (roots / "a" / "deep" / "deeper").mkdir(parents=True)
+    await client.post("/directories", json=body(roots / "a" / "deep", name="shop"))
+    for path in (roots / "a", roots / "a" / "deep" / "deeper"):
+        for answer in (
+            await client.patch("/directories/shop", json={"path": str(path)}),
+            await client.put("/directories/shop", json=body(path)),
+        ):
+            assert pointers(answer) == {"/path": "overlapping"}, answer.text
+    assert (await client.patch("/directories/shop", json={"path": str(roots / "b")})).status_code == 200
+
+
 async def test_what_cannot_be_done_there_is_refused(client: httpx.AsyncClient, relay: FakeRelay, roots: Path) -> None:
     relay.checks.steps = (
         CheckStepView("create", ok=False, seconds=0, cause="permission denied", remedy="chgrp"),

@@ -52,6 +52,19 @@ def test_without_send_nothing_is_touched(pickup: Path, capsys: pytest.CaptureFix
     assert sorted(pickup.iterdir()) == before
 
 
+@pytest.mark.parametrize("where", ["badmail", ".mpu"])
+def test_our_own_folders_are_not_worked_off(
+    pickup: Path, sandbox: Sandbox, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pickup / ".mpu").mkdir()
+    (pickup / where).mkdir(exist_ok=True)
+    put(pickup / where, "plain.eml")
+    assert mpu("process", pickup / where, "--send", *server(sandbox)) == 2
+    assert "mpu retry" in capsys.readouterr().err
+    assert not sandbox.mails()
+    assert [p.name for p in (pickup / where).iterdir()] == ["plain.eml"]
+
+
 def test_send(pickup: Path, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     put(pickup, "dotnet.eml", "plain.eml", "attachment.eml", "utf8.eml")
     assert mpu("process", pickup, "--send", *server(sandbox)) == 0

@@ -83,8 +83,8 @@ MessageIdIn = Annotated[
 ]
 RunIdIn = Annotated[str, Path(alias="id", min_length=1, max_length=100, description="As in Location.")]
 Limit = Annotated[int, Query(ge=1, le=500, description="Rows a page. Default 50, at most 500.")]
-Cursor = Annotated[
-    str | None, Query(max_length=400, description="`next` of the page before. Rows there throughout appear once.")
+Cursor = Annotated[  # the longest, in base64, holds names of a directory (63) and a file (255 octets) and its tag: 438
+    str | None, Query(max_length=500, description="`next` of the page before. Rows there throughout appear once.")
 ]
 
 

@@ -31,6 +31,27 @@ async def test_each_message_appears_once_over_all_pages_whatever_its_name(tmp_pa
         assert shown == ["a.eml", "b.eml", "c d.eml", "ü.eml"]
 
 
+async def test_the_longest_names_make_cursors_that_are_taken(tmp_path: Path) -> None:
+    longest = "d" * 63
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        await bench.http.post("/pause")
+        bench.paths[longest] = tmp_path / "spool" / longest
+        bench.paths[longest].mkdir()
+        settings = {"name": longest, "path": str(bench.paths[longest]), "accounts": ["main"]}
+        assert (await bench.http.post("/directories", json=settings)).status_code == 201
+        names = [letter * 125 + ".eml" for letter in "éü"]  # 254 octets, and one more
+        for number, name in enumerate(names):
+            bench.drop("x" + name, mail(number), longest)
+        shown: list[str] = []
+        query: dict[str, str] = {}
+        while not shown or query:
+            page = await bench.get("/queue/messages", limit=1, **query)
+            shown += [message["file_name"] for message in page["items"]]
+            query = {} if page["next"] is None else {"cursor": page["next"]}
+            assert all(len(cursor) > 400 for cursor in query.values())
+        assert shown == ["x" + name for name in names]
+
+
 @pytest.mark.parametrize("cursor", ["x", "!!", "é", "YQ", "_wAAAA"])
 async def test_a_cursor_that_no_page_gave_is_refused_as_in_every_list(tmp_path: Path, cursor: str) -> None:
     async with running(tmp_path) as bench:

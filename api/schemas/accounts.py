@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from api.schemas.base import In, Name, Number, Out, Pause, Printable, Time, Word
+from api.schemas.base import In, MailboxText, Name, Number, Out, Pause, Printable, Time, Word
 from api.schemas.oauth import REFERENCE, OAuthPublic, OAuthShape, OAuthUpdate, oauth_typed
 from core.domain.account import Account, AuthMethod, FromPolicy, OAuth, ReplyRule, Security
 from core.domain.oauth import SECRETS
@@ -407,7 +407,7 @@ class TestMessageIn(In):
 
     __test__ = False
 
-    to: Annotated[str, Word] = Field(min_length=3, max_length=320, description="One address.")
+    to: Annotated[str, MailboxText] = Field(min_length=3, max_length=320, description="One address.")
 
 
 class TestMessagePublic(Out):

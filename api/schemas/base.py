@@ -19,6 +19,7 @@ V = TypeVar("V")
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 MAX_TIME = 253_402_300_799.0  # end of the year 9999
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)")
+_QUOTED_LOCAL = re.compile(r'^"(?:[^"\\]|\\.)*+"(?=@)')  # RFC 5321, section 4.1.2
 
 
 class In(BaseModel):
@@ -125,9 +126,15 @@ def _word(text: str) -> str:
     return text
 
 
+def _mailbox(text: str) -> str:
+    _word(_QUOTED_LOCAL.sub("", text, count=1))
+    return _printable(text)
+
+
 # rules instead of patterns: `[^...]` over all of Unicode helps no reader of the document
 Printable = AfterValidator(_printable)
 Word = AfterValidator(_word)
+MailboxText = AfterValidator(_mailbox)  # blanks may stand in a quoted local part; what else is wrong the core finds
 
 
 class Pause(Out):

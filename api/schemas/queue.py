@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from api.schemas.base import NAME_PATTERN, In, Out, Seconds, Time, Word
+from api.schemas.base import NAME_PATTERN, In, MailboxText, Out, Seconds, Time
 from core.domain.message import State
 from core.runtime.views import QueueFilter
 
 StateWord = Literal["waiting", "claimed", "deferred", "held", "badmail"]
-RecipientFilter = Annotated[str, Word, Field(min_length=2, max_length=320)]
+RecipientFilter = Annotated[str, MailboxText, Field(min_length=2, max_length=320)]
 
 
 class QueueTotalsPublic(Out):

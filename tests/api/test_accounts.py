@@ -264,8 +264,9 @@ async def test_checks(client_of: MakeClient, admin: httpx.AsyncClient, relay: Fa
     assert unsaved.json()["ok"] is True
     assert relay.checks.accounts[-1].host == "smtp.example.net"
     assert pointers(await operator.post("/accounts/check", json={"host": "169.254.1.1"})) == {"/host": "not_allowed"}
-    sent = await operator.post("/accounts/office/test-message", json={"to": "p@example.org"})
-    assert (sent.status_code, sent.json()["status"], sent.json()["phase"]) == (200, "sent", "dot")
+    for to in ("p@example.org", '"a \\" b"@example.org'):
+        sent = await operator.post("/accounts/office/test-message", json={"to": to})
+        assert (sent.status_code, sent.json()["status"], sent.json()["phase"]) == (200, "sent", "dot")
 
 
 async def test_pages_show_each_account_once(admin: httpx.AsyncClient) -> None:

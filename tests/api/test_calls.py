@@ -76,6 +76,10 @@ async def test_queued_messages_with_all_filters(admin: httpx.AsyncClient, relay:
         ("code=99", "query/code", "out_of_range"),
         ("code=x", "query/code", "wrong_type"),
         ("recipient=", "query/recipient", "too_short"),
+        ("recipient=a%20b@example.org", "query/recipient", "wrong_form"),
+        ("recipient=%22a%20b%22%20@example.org", "query/recipient", "wrong_form"),
+        ("recipient=%22a%20b%22@exam%20ple.org", "query/recipient", "wrong_form"),
+        ("recipient=%22a%01b%22@example.org", "query/recipient", "wrong_form"),
         ("directoy=pickup", "query/directoy", "unknown_field"),
         ("limit=", "query/limit", "wrong_type"),
     ],
@@ -273,6 +277,7 @@ async def test_history(admin: httpx.AsyncClient, relay: FakeRelay) -> None:
         await relay.store.ledger.settle(
             database.entry(f"{number}.eml", ("anna@example.com", "bert@example.org"), at=database.START + number)
         )
+    await relay.store.ledger.settle(database.entry("quoted.eml", ('"a b"@example.org',)))
     await relay.store.ledger.settle(database.entry("no.eml", ("carl@example.org",), what=Outcome.FAILED))
 
     async def rows(query: str) -> list[str]:
@@ -280,13 +285,14 @@ async def test_history(admin: httpx.AsyncClient, relay: FakeRelay) -> None:
         assert answer.status_code == 200, answer.text
         return [row["recipient"] for row in answer.json()["items"]]
 
-    assert len(await rows("")) == 11
+    assert len(await rows("")) == 12
     assert await rows("status=failed") == ["carl@example.org"]
-    assert len(await rows("recipient=@example.org")) == 6
+    assert len(await rows("recipient=@example.org")) == 7
     assert len(await rows("recipient=anna@example.com&sender=shop@example.net&directory=web&account=main")) == 5
+    assert await rows("recipient=%22a%20b%22@example.org") == ['"a b"@example.org']
     assert await rows("internet_message_id=%3Cno.eml@example.net%3E") == ["carl@example.org"]
     assert await rows("since=2098-01-01T00:00:00Z") == []
-    assert len(await rows("until=2098-01-01T00:00:00%2B01:00")) == 11
+    assert len(await rows("until=2098-01-01T00:00:00%2B01:00")) == 12
     assert await rows("status=deleted") == []
     seen: list[tuple[str, str]] = []
     cursor = ""
@@ -296,7 +302,7 @@ async def test_history(admin: httpx.AsyncClient, relay: FakeRelay) -> None:
         if page["next"] is None:
             break
         cursor = f"&cursor={page['next']}"
-    assert len(seen) == len(set(seen)) == 11
+    assert len(seen) == len(set(seen)) == 12
     assert seen[0] == (database.message_id("no.eml"), "carl@example.org")
 
 

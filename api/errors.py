@@ -27,6 +27,7 @@ log = structlog.get_logger("api")
 MEDIA_TYPE = "application/problem+json"
 PREFIX = "urn:mpu:problem:"
 RETRY_AFTER_SECONDS = "5"
+RETRIED = (429, 503, 507)  # their answers say when
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,6 +61,9 @@ KINDS: dict[type[relay_errors.RelayError], Kind] = {
     ),
     relay_errors.MessageRejected: Kind(
         "message_rejected", 422, "The mail can't be sent as it is", "The detail says why; RFC 3463 code with it."
+    ),
+    relay_errors.TooMany: Kind(
+        "too_many", 429, "Too many of these are at work", "As many drains or bulk acts run as may at once."
     ),
     relay_errors.DirectoryUnavailable: Kind(
         "directory_unavailable", 503, "The directory can't be reached", "Missing, unmounted or not accessible."
@@ -136,7 +140,7 @@ def problem(
         content["remedy"] = printable(remedy)
     content.update({name: value for name, value in more.items() if value is not None})
     answer_headers = dict(headers or {})
-    if kind.status in (503, 507):
+    if kind.status in RETRIED:
         answer_headers.setdefault("Retry-After", RETRY_AFTER_SECONDS)
     return JSONResponse(content, status_code=kind.status, media_type=MEDIA_TYPE, headers=answer_headers)
 

@@ -13,7 +13,7 @@ import yaml
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from api.errors import DOCUMENTED, MEDIA_TYPE, PREFIX, USUAL, Kind
+from api.errors import DOCUMENTED, MEDIA_TYPE, PREFIX, RETRIED, USUAL, Kind
 from api.security import OPEN, PAGE, SCOPE
 from core.runtime.views import Scope
 from core.settings import Settings
@@ -136,7 +136,7 @@ def operation(
         }
         for status, words in sorted(described.items())
     }
-    for status in (503, 507):
+    for status in RETRIED:
         if status in responses:
             responses[status]["headers"] = {"Retry-After": _header("Seconds to wait.", "integer")}
     responses |= answers or {}

@@ -213,6 +213,12 @@ class CheckFailed(RelayError):
         self.check = check
 
 
+class TooMany(RelayError):
+    """As many of its kind run as may at once; there is room when one of them has ended."""
+
+    code = "too_many"
+
+
 class NotRunning(RelayError):
     """The relay is starting, stopping, or refuses to send; the detail says why."""
 

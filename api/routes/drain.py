@@ -31,7 +31,10 @@ _GONE = {404: "There is no such drain, or it ended long ago. Remedy: start anoth
         "resumed: `blocked` and `skipped` say what stayed and why.",
         idempotent="May be repeated at will.",
         body=True,
-        errors={422: "A field is wrong, or a directory unknown (/directories/N). Remedy: GET /directories lists them."},
+        errors={
+            422: "A field is wrong, or a directory unknown (/directories/N). Remedy: GET /directories lists them.",
+            429: "As many drains run as may at once. Remedy: wait for one to end, or DELETE one.",
+        },
         answers={202: {**MOVED, "description": "Still running; ask at Location.", "model": DrainPublic}},
     ),
 )

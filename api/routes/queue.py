@@ -39,7 +39,10 @@ _BULK = {
     202: {**MOVED, "description": "Begun; ask at Location how far it is.", "model": OperationPublic},
 }
 _BULK_TEXT = "Goes on in the background: `matched, done, skipped, failed` at /operations/{id}. "
-_BULK_ERRORS = {422: "A field is wrong, or the filter is empty without `all`. Remedy: name a filter, or say all."}
+_BULK_ERRORS = {
+    422: "A field is wrong, or the filter is empty without `all`. Remedy: name a filter, or say all.",
+    429: "As many bulk acts run as may at once. Remedy: wait for one to end.",
+}
 
 
 @router.get("/queue", **operation("get_queue", Scope.READ, "Count what waits"))

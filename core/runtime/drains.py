@@ -48,7 +48,7 @@ class Drains:
         self._stopped = False
 
     async def start(self, request: DrainRequest, actor: Actor) -> DrainView:
-        """Begin. Raises InvalidSettings for an unknown name, NotRunning."""
+        """Begin. Raises InvalidSettings for an unknown name, TooMany, NotRunning."""
         if self._stopped:
             raise NotRunning("the service is stopping", remedy="ask again when it runs")
         inlets = self._chosen(request)

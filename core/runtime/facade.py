@@ -127,7 +127,7 @@ class Drains(Protocol):
     """Works off what waits, now. A drain stays known after its end as long as `finished_kept_seconds` says."""
 
     async def start(self, request: DrainRequest, actor: Actor) -> DrainView:
-        """Raises InvalidSettings /directories/N for an unknown name, NotRunning."""
+        """Raises InvalidSettings /directories/N for an unknown name, TooMany, NotRunning."""
         ...
 
     async def wait(self, drain_id: str, timeout_seconds: float) -> DrainView:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from core.domain.clock import Clock
-from core.errors import NotFound, NotRunning
+from core.errors import NotFound, TooMany
 
 
 class Background(Protocol):
@@ -42,11 +42,14 @@ class Register(Generic[B]):
         self._items: dict[str, B] = {}
 
     def start(self, item: B, work: Coroutine[Any, Any, None]) -> B:
-        """Run it. Raises NotRunning where too many are open."""
+        """Run it. Raises TooMany where too many are open."""
         self._forget()
         if sum(known.ended_at is None for known in self._items.values()) >= self._keep.open_max:
             work.close()
-            raise NotRunning(f"{self._keep.open_max} {self._kind}s are open", remedy="wait for one of them to end")
+            raise TooMany(
+                f"{self._keep.open_max} {self._kind}s are open, and no more may be",
+                remedy="wait for one of them to end, or raise MPU_OPEN_DRAINS_MAX",
+            )
         item.task = asyncio.get_running_loop().create_task(work)
         item.task.add_done_callback(lambda _: self._ended(item))
         self._items[item.id] = item

@@ -62,7 +62,7 @@ class Operations:
         dry_run: bool,
         actor: Actor,
     ) -> OperationView:
-        """Begin. Raises InvalidSettings for an empty filter without `all_messages`, or an unknown directory."""
+        """Begin. Raises InvalidSettings for an unknown directory, an empty filter without `all_messages`; TooMany."""
         if filter.empty and not all_messages:
             raise InvalidSettings(
                 [FieldError("/filter", "empty", 'an empty filter means every message: say so with "all": true')]

@@ -19,6 +19,7 @@ from core.errors import (
     NotRunning,
     RelayError,
     StorageFull,
+    TooMany,
 )
 from core.runtime.views import BulkAct, DrainRequest, QueueFilter
 from core.settings import Settings
@@ -242,6 +243,7 @@ async def test_mails_that_are_not_taken(admin: httpx.AsyncClient, relay: FakeRel
         (StorageFull("no space left"), 507, "5"),
         (DirectoryUnavailable("unmounted"), 503, "5"),
         (NotRunning("stopping"), 503, "5"),
+        (TooMany("100 drains are open"), 429, "5"),
         (DatabaseUnavailable("locked"), 503, "5"),
         (MessageRejected("5.6.0", "no mail"), 422, None),
         (MessageRejected("5.3.4", "too large"), 413, None),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from core.errors import NotFound, NotRunning
+from core.errors import NotFound, TooMany
 from core.runtime.finished import Keep, Register, new_id
 from tests.support.clock import ManualClock
 
@@ -77,9 +77,9 @@ async def test_an_id_that_never_was_is_not_found(bench: Bench) -> None:
 async def test_only_so_many_run_at_once(bench: Bench) -> None:
     for item_id in "abc":
         bench.start(item_id)
-    with pytest.raises(NotRunning) as caught:
+    with pytest.raises(TooMany) as caught:
         bench.start("d")  # its work, never begun, must not warn either
-    assert caught.value.detail == "3 drains are open"
+    assert caught.value.detail == "3 drains are open, and no more may be"
     assert caught.value.remedy
     assert bench.known("d") == []
     await bench.end("b")

@@ -17,7 +17,9 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
+from starlette.types import Scope as AsgiScope
 
 from core import errors as relay_errors
 from core.runtime.views import Scope
@@ -143,6 +145,12 @@ def problem(
     if kind.status in RETRIED:
         answer_headers.setdefault("Retry-After", RETRY_AFTER_SECONDS)
     return JSONResponse(content, status_code=kind.status, media_type=MEDIA_TYPE, headers=answer_headers)
+
+
+def path_of(scope: AsgiScope) -> str:
+    """The request's path as our routes have it, without a proxy's prefix."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def printable(text: str) -> str:
@@ -290,7 +298,20 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
     }
     detail = details.get(kind.status, str(error.detail))
     remedy = "The calls are listed at /docs." if kind.status in (404, 405) else ""
-    return problem(kind, detail, remedy=remedy, headers=error.headers)
+    headers = {"Allow": ", ".join(_methods_at(request))} if kind is WRONG_METHOD else error.headers
+    return problem(kind, detail, remedy=remedy, headers=headers)
+
+
+def _methods_at(request: Request) -> list[str]:
+    """All that the request's path takes. Each has a route of its own, and Starlette knows of the first one only."""
+    path = path_of(request.scope)
+    methods = {
+        method
+        for route in iter_route_contexts(request.app.routes)
+        if route.path_regex.match(path)
+        for method in route.methods or ()
+    }
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)  # api/middleware.py answers HEAD
 
 
 async def _on_anything(request: Request, error: Exception) -> JSONResponse:

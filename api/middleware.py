@@ -2,7 +2,7 @@
 
 Bodies are capped (by Content-Length at once, else while they come in). A body without Content-Type, or with the one
 that `curl -d` sends, is read as JSON; other kinds are refused where JSON is needed. Answers tell browsers to guess and
-frame nothing.
+frame nothing. HEAD is answered as GET is, without the body.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import TOO_LARGE, WRONG_MEDIA_TYPE, problem
+from api.errors import TOO_LARGE, WRONG_MEDIA_TYPE, path_of, problem
 
 FORM = b"application/x-www-form-urlencoded"
 JSON = b"application/json"
@@ -37,7 +37,9 @@ class RequestRules:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
+        path = path_of(scope)
         limit = self._max_mail_bytes if path in ANY_BODY else self._max_request_bytes
         length = _content_length(scope)
         if length is not None and length > limit:
@@ -93,6 +95,18 @@ def _capped(receive: Receive, limit: int, path: str) -> Receive:
         return message
 
     return counted
+
+
+def _without_body(send: Send) -> Send:
+    """The answer's head only; its headers tell of the body that GET would bring."""
+
+    async def heading(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+        elif not message.get("more_body", False):
+            await send({"type": "http.response.body"})
+
+    return heading
 
 
 def _with_headers(send: Send) -> Send:

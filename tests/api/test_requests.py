@@ -10,8 +10,9 @@ from fastapi import FastAPI
 from structlog.testing import capture_logs
 
 from core.settings import Settings
-from tests.api.fakes import FakeRelay
+from tests.api.fakes import MESSAGE_ID, FakeRelay
 from tests.api.test_accounts import pointers
+from tests.api.test_security import filled, routes
 
 JSON = {"Content-Type": "application/json"}
 BODY = b'{"name": "office", "host": "smtp.example.org"}'
@@ -84,9 +85,45 @@ async def test_wrong_paths_and_methods(admin: httpx.AsyncClient) -> None:
     assert (await admin.get("/")).status_code == 404
     wrong = await admin.put("/queue", json={})
     assert (wrong.status_code, wrong.json()["type"]) == (405, "urn:mpu:problem:method_not_allowed")
-    assert wrong.headers["allow"] == "GET"
     assert (await admin.get("/accounts/")).status_code == 404
     assert list(pointers(await admin.get("/accounts/NO"))) == ["path/name"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("PUT", "/queue", "GET, HEAD"),
+        ("OPTIONS", "/accounts", "GET, HEAD, POST"),
+        ("POST", "/accounts/office", "DELETE, GET, HEAD, PATCH, PUT"),
+        ("GET", "/drain", "POST"),
+        ("HEAD", "/drain", "POST"),
+        ("PUT", "/queue/messages/retry", "DELETE, GET, HEAD, POST"),
+        ("POST", "/docs", "GET, HEAD"),
+    ],
+)
+async def test_a_wrong_method_is_told_all_right_ones(
+    app: FastAPI, admin: httpx.AsyncClient, method: str, path: str, allow: str
+) -> None:
+    answer = await admin.request(method, path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, allow)
+    transport = httpx.ASGITransport(app, root_path="/mpu")
+    async with httpx.AsyncClient(transport=transport, base_url="http://mpu.test") as proxied:
+        assert (await proxied.request(method, f"/mpu{path}")).headers["allow"] == allow
+
+
+async def test_head_is_answered_wherever_get_is(
+    app: FastAPI, admin: httpx.AsyncClient, nobody: httpx.AsyncClient, relay: FakeRelay
+) -> None:
+    await admin.post("/accounts", content=BODY, headers=JSON)
+    paths = {filled(path) for method, path in routes(app) if method == "GET"}
+    paths |= {"/accounts/office", "/docs/swagger-ui.css", "/accounts?limit=0", f"/queue/messages/{MESSAGE_ID}/raw"}
+    assert len(paths) > 25
+    for path in paths:
+        for client in (admin, nobody):
+            shown, head = await client.get(path), await client.head(path)
+            assert (head.status_code, head.content) == (shown.status_code, b""), path
+            assert head.headers == shown.headers, path
+    assert all(raw.closed for raw in relay.queue.raws)
 
 
 async def test_answers_tell_browsers_to_be_careful(admin: httpx.AsyncClient, nobody: httpx.AsyncClient) -> None:

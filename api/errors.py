@@ -88,7 +88,7 @@ FORBIDDEN = Kind("forbidden", 403, "The API key may not do this", "`required_sco
 NO_ROUTE = Kind("no_such_path", 404, "There is no such path", "The calls are listed at /docs.")
 WRONG_METHOD = Kind("method_not_allowed", 405, "The path has no such method", "`Allow` names those it has.")
 TOO_LARGE = Kind("too_large", 413, "The body is too large", "MPU_MAX_REQUEST_BYTES, or the directory's limit.")
-WRONG_MEDIA_TYPE = Kind("unsupported_media_type", 415, "This kind of body is not read here", "JSON is needed.")
+WRONG_MEDIA_TYPE = Kind("unsupported_media_type", 415, "This kind of body is not read here", "`remedy` names what is.")
 INTERNAL = Kind("internal", 500, "An error nobody thought of", "The log has it, with the time of the request.")
 
 DOCUMENTED: tuple[Kind, ...] = tuple(

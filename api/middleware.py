@@ -1,12 +1,14 @@
 """What is asked of every request before routing, and said with every answer.
 
 Bodies are capped (by Content-Length at once, else while they come in). A body without Content-Type, or with the one
-that `curl -d` sends, is read as JSON; other kinds are refused where JSON is needed. Answers tell browsers to guess and
-frame nothing. HEAD is answered as GET is, without the body.
+that `curl -d` sends, is read as JSON; other kinds are refused where JSON is needed. A mail may come without a type, as
+message/rfc822, or as what programs say of any file. Nothing is unpacked: a coded body is refused. Answers
+tell browsers to guess and frame nothing. HEAD is answered as GET is, without the body.
 """
 
 from __future__ import annotations
 
+from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -14,7 +16,8 @@ from api.errors import TOO_LARGE, WRONG_MEDIA_TYPE, path_of, problem
 
 FORM = b"application/x-www-form-urlencoded"
 JSON = b"application/json"
-ANY_BODY = frozenset({"/messages", "/messages/explain"})  # message/rfc822
+MAIL_KINDS = frozenset({b"", b"message/rfc822", b"text/plain", b"application/octet-stream"})
+MAIL = frozenset({"/messages", "/messages/explain"})  # what takes one
 STREAMED = frozenset({"/messages"})  # has a limit of its own
 HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -40,41 +43,57 @@ class RequestRules:
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, _without_body(send)
         path = path_of(scope)
-        limit = self._max_mail_bytes if path in ANY_BODY else self._max_request_bytes
+        limit = self._max_mail_bytes if path in MAIL else self._max_request_bytes
         length = _content_length(scope)
         if length is not None and length > limit:
             answer = problem(TOO_LARGE, f"{length} octets; at most {limit} are taken", remedy=_remedy(path))
             await answer(scope, receive, _with_headers(send))
             return
-        if path not in ANY_BODY and scope["method"] in ("POST", "PUT", "PATCH"):
-            kind = _media_type(scope)
-            if kind in (b"", FORM):
-                scope = {**scope, "headers": [*_without_type(scope), (b"content-type", JSON)]}
-            elif kind != JSON and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
-                answer = problem(WRONG_MEDIA_TYPE, "JSON is needed", remedy="Send Content-Type: application/json.")
-                await answer(scope, receive, _with_headers(send))
+        if scope["method"] in ("POST", "PUT", "PATCH"):
+            refused = _refused_kind(scope, path)
+            if refused is not None:
+                await refused(scope, receive, _with_headers(send))
                 return
+            if path not in MAIL and _media_type(scope) in (b"", FORM):
+                scope = {**scope, "headers": [*_without_type(scope), (b"content-type", JSON)]}
         if path not in STREAMED:
             receive = _capped(receive, limit, path)
         await self._app(scope, receive, _with_headers(send))
 
 
+def _refused_kind(scope: Scope, path: str) -> JSONResponse | None:
+    """The 415 to a body of a kind or coding that is not read there."""
+    coding = _header(scope, b"content-encoding").strip().lower()
+    if coding not in (b"", b"identity"):
+        remedy = "Send the body as it is, without Content-Encoding."
+        headers = {"Accept-Encoding": "identity"}  # RFC 9110, section 15.5.16
+        return problem(WRONG_MEDIA_TYPE, "coded bodies are not read", remedy=remedy, headers=headers)
+    kind = _media_type(scope)
+    if path in MAIL:
+        if kind in MAIL_KINDS:
+            return None
+        return problem(WRONG_MEDIA_TYPE, "a mail is needed", remedy="Send Content-Type: message/rfc822.")
+    if kind in (b"", FORM, JSON) or (kind.startswith(b"application/") and kind.endswith(b"+json")):
+        return None
+    return problem(WRONG_MEDIA_TYPE, "JSON is needed", remedy="Send Content-Type: application/json.")
+
+
 def _remedy(path: str) -> str:
-    return "Raise MPU_MAX_SUBMIT_BYTES." if path in ANY_BODY else "Raise MPU_MAX_REQUEST_BYTES."
+    return "Raise MPU_MAX_SUBMIT_BYTES." if path in MAIL else "Raise MPU_MAX_REQUEST_BYTES."
+
+
+def _header(scope: Scope, wanted: bytes) -> bytes:
+    """The first of this name; empty: there is none."""
+    return next((bytes(value) for name, value in scope["headers"] if name == wanted), b"")
 
 
 def _content_length(scope: Scope) -> int | None:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit():
-            return int(value[:20])
-    return None
+    length = _header(scope, b"content-length")
+    return int(length[:20]) if length.isdigit() else None
 
 
 def _media_type(scope: Scope) -> bytes:
-    for name, value in scope["headers"]:
-        if name == b"content-type":
-            return bytes(value.split(b";", 1)[0].strip().lower())
-    return b""
+    return _header(scope, b"content-type").split(b";", 1)[0].strip().lower()
 
 
 def _without_type(scope: Scope) -> list[tuple[bytes, bytes]]:

@@ -83,7 +83,7 @@ _COMMON = {
 _BODY = {
     400: "The body is not UTF-8 or nested beyond measure. Remedy: send JSON.",
     413: "The body is too large. Remedy: a smaller one, or raise MPU_MAX_REQUEST_BYTES.",
-    415: "The body has another Content-Type. Remedy: application/json.",
+    415: "The body has another Content-Type, or a Content-Encoding. Remedy: application/json, as it is.",
 }
 
 

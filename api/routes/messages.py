@@ -32,6 +32,11 @@ Subject: Your order
 Thank you.
 """
 
+_WRONG_KIND = (
+    "The body has a Content-Encoding, or a Content-Type that is none of message/rfc822, text/plain and "
+    "application/octet-stream. Remedy: the mail as it is, as message/rfc822."
+)
+
 
 def _takes_mail(route: dict[str, Any]) -> dict[str, Any]:
     """The body is the mail itself."""
@@ -65,6 +70,7 @@ def _takes_mail(route: dict[str, Any]) -> dict[str, Any]:
                 404: "There is no such directory. Remedy: GET /directories lists them.",
                 409: "The same Idempotency-Key is at work right now. Remedy: repeat after it has its answer.",
                 413: "The mail is larger than the directory's `max_message_bytes`. Remedy: raise that.",
+                415: _WRONG_KIND,
                 422: "A parameter is wrong, the mail is empty, or another body came with the same Idempotency-Key.",
                 503: "The directory can't be reached, or MPU starts or stops. Remedy: try again after `Retry-After`.",
                 507: "No space is left. Remedy: make room; the client tries again.",
@@ -126,6 +132,7 @@ async def _capped(request: Request, limit: int) -> AsyncIterator[bytes]:
                 400: "The client hung up in the middle. Remedy: send it again.",
                 404: "There is no such directory. Remedy: GET /directories lists them.",
                 413: "The mail is too large. Remedy: raise MPU_MAX_SUBMIT_BYTES.",
+                415: _WRONG_KIND,
             },
         )
     ),

@@ -217,7 +217,9 @@ async def test_a_mail_is_handed_in_as_it_comes(admin: httpx.AsyncClient, relay: 
         yield b"\nhi\xff"
 
     answer = await admin.post(
-        "/messages?directory=pickup", content=stream(), headers={"Idempotency-Key": "k-1", "Content-Type": "x/y"}
+        "/messages?directory=pickup",
+        content=stream(),
+        headers={"Idempotency-Key": "k-1", "Content-Type": "Message/RFC822"},
     )
     assert answer.status_code == 202, answer.text
     assert answer.json() == {"id": MESSAGE_ID, "directory": "pickup", "size_bytes": 16, "replayed": False}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import AsyncIterator
 
 import httpx
@@ -30,6 +31,37 @@ async def test_json_as_curl_sends_it(admin: httpx.AsyncClient, kind: str | None)
 async def test_other_kinds_are_refused(admin: httpx.AsyncClient) -> None:
     answer = await admin.post("/accounts", content=BODY, headers={"Content-Type": "text/xml"})
     assert (answer.status_code, answer.json()["type"]) == (415, "urn:mpu:problem:unsupported_media_type")
+
+
+@pytest.mark.parametrize("path", ["/messages", "/messages/explain"])
+async def test_a_mail_comes_as_one_or_without_a_kind(admin: httpx.AsyncClient, path: str) -> None:
+    async def sent(kind: str) -> httpx.Response:
+        headers = {"Content-Type": kind} if kind else {}
+        return await admin.post(f"{path}?directory=pickup", content=b"a: b\n\n", headers=headers)
+
+    for kind in ("", "message/rfc822", "text/plain; charset=utf-8", "application/octet-stream"):
+        assert (await sent(kind)).is_success, kind
+    for kind in (
+        "application/json",
+        "text/html",
+        "multipart/form-data; boundary=x",
+        "application/x-www-form-urlencoded",
+    ):
+        answer = await sent(kind)
+        assert (answer.status_code, answer.json()["type"]) == (415, "urn:mpu:problem:unsupported_media_type"), kind
+        assert "message/rfc822" in answer.json()["remedy"]
+
+
+@pytest.mark.parametrize("path", ["/accounts", "/messages?directory=pickup", "/messages/explain?directory=pickup"])
+async def test_coded_bodies_are_refused(admin: httpx.AsyncClient, path: str) -> None:
+    kind = JSON if path == "/accounts" else {}
+    for coding in ("gzip", "br", "identity, gzip"):
+        answer = await admin.post(path, content=gzip.compress(BODY), headers={**kind, "Content-Encoding": coding})
+        assert (answer.status_code, answer.json()["type"]) == (415, "urn:mpu:problem:unsupported_media_type")
+        assert answer.headers["accept-encoding"] == "identity"
+        assert "Content-Encoding" in answer.json()["remedy"]
+    plain = await admin.post(path, content=BODY, headers={**kind, "Content-Encoding": "Identity"})
+    assert plain.is_success, plain.text
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,11 @@ def problem(
     return JSONResponse(content, status_code=kind.status, media_type=MEDIA_TYPE, headers=answer_headers)
 
 
+def hung_up() -> HTTPException:
+    """To a client that went away in the middle of its body; the log of a proxy may show it."""
+    return HTTPException(400, "the client hung up before the body was whole")
+
+
 def path_of(scope: AsgiScope) -> str:
     """The request's path as our routes have it, without a proxy's prefix."""
     path: str = scope["path"]

@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import Request as StarletteRequest
 
+from api.body import refuse_body
 from api.errors import Forbidden, Unauthorized
 from core.runtime.facade import RelayFacade
 from core.runtime.views import Actor, Scope
@@ -29,7 +30,7 @@ MAX_KEY_LENGTH = 512
 
 
 class GuardedRoute(APIRoute):
-    """Asks for the key and its scope first, then refuses query parameters nobody knows."""
+    """Asks for the key and its scope first, then refuses query parameters nobody knows, and a body nobody reads."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -37,6 +38,7 @@ class GuardedRoute(APIRoute):
         required = None if extra.get(OPEN) else Scope(extra[SCOPE])
         page = bool(extra.get(PAGE))
         known = set(_query_names(self.dependant))
+        takes_body = self.body_field is not None or "requestBody" in extra
 
         async def guarded(request: Request) -> Response:
             if required is not None:
@@ -46,6 +48,8 @@ class GuardedRoute(APIRoute):
                 raise RequestValidationError(
                     [{"type": "extra_forbidden", "loc": ("query", name), "msg": "", "input": None} for name in unknown]
                 )
+            if not takes_body:
+                await refuse_body(request)
             return await handle(request)
 
         return guarded

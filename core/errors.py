@@ -192,6 +192,9 @@ class FieldError:
     code: str
     detail: str
 
+    def __str__(self) -> str:
+        return f"{self.pointer}: {self.detail}" if self.pointer else self.detail
+
 
 class InvalidSettings(RelayError):
     """One or more fields are wrong; says which and why."""
@@ -199,7 +202,7 @@ class InvalidSettings(RelayError):
     code = "invalid"
 
     def __init__(self, errors: list[FieldError], *, remedy: str = "") -> None:
-        super().__init__("; ".join(f"{e.pointer}: {e.detail}" for e in errors), remedy=remedy)
+        super().__init__("; ".join(map(str, errors)), remedy=remedy)
         self.errors = errors
 
 

@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
-from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from api.deps import By, MessageIdIn, Relay, Start
-from api.errors import Forbidden
+from api.errors import Forbidden, hung_up
 from api.openapi import MESSAGES, operation
 from api.schemas.base import NAME_PATTERN
 from api.schemas.messages import ExplanationPublic, MessagePublic, SubmittedPublic
@@ -100,7 +99,7 @@ async def submit_message(
     try:
         return SubmittedPublic.model_validate(await relay.messages.submit(directory, stream, actor, idempotency_key))
     except ClientDisconnect:
-        raise HTTPException(400, "the client hung up before the mail was whole") from None
+        raise hung_up() from None
 
 
 async def _capped(request: Request, limit: int) -> AsyncIterator[bytes]:
@@ -141,7 +140,7 @@ async def explain_message(relay: Relay, request: Request, directory: DirectoryIn
     try:
         data = await request.body()
     except ClientDisconnect:
-        raise HTTPException(400, "the client hung up before the mail was whole") from None
+        raise hung_up() from None
     if not data:
         raise InvalidSettings([FieldError("", "required", "the body is the mail, and it is empty")])
     return ExplanationPublic.model_validate(await relay.messages.explain(directory, data))

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from structlog.testing import capture_logs
 
 from core.settings import Settings
+from tests.api.conftest import MAX_REQUEST_BYTES
 from tests.api.fakes import MESSAGE_ID, FakeRelay
 from tests.api.test_accounts import pointers
 from tests.api.test_security import filled, routes
@@ -87,6 +88,38 @@ async def test_bodies_that_are_none(admin: httpx.AsyncClient, content: bytes, st
     answer = await admin.post("/accounts", content=content, headers=JSON)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("content", [b'{"x": 1}', b"[[[", b"{}", b" ", b"x" * MAX_REQUEST_BYTES])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/accounts/office/check"),
+        ("POST", "/accounts/office/resume"),
+        ("POST", "/directories/shop/check"),
+        ("POST", "/resume"),
+        ("POST", f"/queue/messages/{MESSAGE_ID}/retry"),
+        ("DELETE", f"/queue/messages/{MESSAGE_ID}"),
+        ("DELETE", "/accounts/office"),
+        ("GET", "/accounts"),
+        ("GET", "/health/live"),
+    ],
+)
+async def test_a_body_where_none_is_read_is_refused(
+    admin: httpx.AsyncClient, relay: FakeRelay, method: str, path: str, content: bytes
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b""
+        yield content
+
+    await admin.post("/accounts", content=BODY, headers=JSON)
+    for sent in (content, pieces()):
+        answer = await admin.request(method, path, content=sent)
+        assert pointers(answer) == {"": "no_body"}, answer.text
+        assert answer.json()["detail"] == "this call takes no body"
+        assert answer.json()["remedy"]
+    assert relay.queue.deleted == []
+    assert (await admin.get("/accounts/office", headers={"Content-Length": "0"})).status_code == 200
 
 
 async def test_broken_json_says_where(admin: httpx.AsyncClient) -> None:

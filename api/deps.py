@@ -36,7 +36,8 @@ async def actor_of(request: Request) -> Actor:
     return actor
 
 
-_ETAGS = re.compile(r'\s*(?:\*|(W/)?"?([\x21\x23-\x2b\x2d-\x7e]*)"?)\s*(?:,|$)')
+# one of a list; a strong one without its quotes is taken too, as people write it
+_ETAG = re.compile(r'[ \t,]*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)"|([0-9A-Za-z]+))[ \t]*(?:,|\Z)')
 
 
 async def versions_of(
@@ -55,21 +56,40 @@ async def versions_of(
     if if_match.strip() == "*":
         return ("*",)
     versions: list[str] = []
-    position = 0
-    while position < len(if_match):
-        match = _ETAGS.match(if_match, position)
+    text, position = if_match.strip(" \t,"), 0
+    while position < max(len(text), 1):
+        match = _ETAG.match(text, position)
         if match is None:
             raise InvalidSettings([FieldError("header/If-Match", "wrong_form", 'is no list of ETags, as "3", "4"')])
-        if match.group(1) is None:
-            versions.append(match.group(2) or "")
-        position = max(match.end(), position + 1)
+        weak, quoted, bare = match.groups()
+        if weak is None:
+            versions.append(bare or quoted)
+        position = match.end()
     return tuple(versions)
+
+
+async def absent_only(
+    if_none_match: Annotated[
+        str | None,
+        Header(
+            alias="If-None-Match",
+            max_length=400,
+            description="`*`: create it only, 412 where it is there already. Optional; no other value is taken.",
+            examples=["*"],
+        ),
+    ] = None,
+) -> bool:
+    """Whether If-None-Match asks that it is not there yet. Raises InvalidSettings for anything but `*`."""
+    if if_none_match is not None and if_none_match.strip() != "*":
+        raise InvalidSettings([FieldError("header/If-None-Match", "wrong_form", "only * is taken here")])
+    return if_none_match is not None
 
 
 Relay = Annotated[RelayFacade, Depends(relay_of)]
 Start = Annotated[Settings, Depends(settings_of)]
 By = Annotated[Actor, Depends(actor_of)]
 IfMatch = Annotated[Sequence[str] | None, Depends(versions_of)]
+IfAbsent = Annotated[bool, Depends(absent_only)]
 NameIn = Annotated[str, Path(pattern=NAME_PATTERN, description="Its name.", examples=["office"])]
 MessageIdIn = Annotated[
     str,

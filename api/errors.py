@@ -55,7 +55,10 @@ KINDS: dict[type[relay_errors.RelayError], Kind] = {
         "message_error", 409, "Something is the matter with the message file", "The detail says what."
     ),
     relay_errors.PreconditionFailed: Kind(
-        "precondition_failed", 412, "It was changed in the meantime", "If-Match names another version than the saved."
+        "precondition_failed",
+        412,
+        "It is not as you suppose",
+        "If-Match names another version than the saved, or If-None-Match: * came for what is there already.",
     ),
     relay_errors.InvalidSettings: Kind("invalid", 422, "Something in the request is wrong", "`errors` names each."),
     relay_errors.CheckFailed: Kind(

@@ -179,7 +179,7 @@ class StateConflict(RelayError):
 
 
 class PreconditionFailed(RelayError):
-    """If-Match names another version than the present one."""
+    """It is not as the caller supposes: another version than the one named, or there already."""
 
     code = "precondition_failed"
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Request, Response
 
-from api.deps import By, Cursor, IfMatch, Limit, NameIn, Relay, location
+from api.deps import By, Cursor, IfAbsent, IfMatch, Limit, NameIn, Relay, location
 from api.errors import Forbidden
 from api.openapi import ACCOUNTS, CREATED, ETAG, operation
 from api.schemas import examples
@@ -34,6 +34,7 @@ CheckFirst = Annotated[
 ]
 _NOT_FOUND = "There is no such account. Remedy: GET /accounts lists them."
 _STALE = "It was changed since you saw it. Remedy: GET it again, then repeat."
+_STALE_OR_THERE = f"{_STALE} Or, with `If-None-Match: *`, it is there already. Remedy: leave that out to replace it."
 _STEPS = (
     "Name service, port, banner, TLS and certificate, extensions, login, NOOP, and whether it may send as its address, "
     "where that can be asked without sending; each step with its time and, where it fails, the probable cause and what "
@@ -121,7 +122,7 @@ async def get_account(relay: Relay, name: NameIn, response: Response) -> Account
         "ETag, no reconnect.",
         mail="What is in flight finishes with the old settings; a pause by MPU itself ends.",
         body=True,
-        errors={412: _STALE, 422: _CHECKED},
+        errors={412: _STALE_OR_THERE, 422: _CHECKED},
         answers={200: ETAG, 201: {**CREATED, "description": "Created", "model": AccountPublic}},
     ),
 )
@@ -132,6 +133,7 @@ async def put_account(
     name: NameIn,
     response: Response,
     if_match: IfMatch,
+    if_absent: IfAbsent,
     body: Annotated[AccountPut, Body(openapi_examples=examples.ACCOUNT_PUT)],
     check: CheckFirst = False,
 ) -> AccountPublic:
@@ -143,6 +145,7 @@ async def put_account(
         keep_password=body.keeps_password,
         keep_oauth=body.keeps_oauth,
         if_match=if_match,
+        if_absent=if_absent,
         check=check,
     )
     if saved.created:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from api.deps import By, Cursor, IfMatch, Limit, NameIn, Relay, location
+from api.deps import By, Cursor, IfAbsent, IfMatch, Limit, NameIn, Relay, location
 from api.openapi import CREATED, DIRECTORIES, ETAG, operation
 from api.schemas import examples
 from api.schemas.accounts import CheckPublic
@@ -21,6 +21,7 @@ router = APIRouter(tags=[DIRECTORIES], route_class=GuardedRoute)
 
 _NOT_FOUND = "There is no such directory. Remedy: GET /directories lists them."
 _STALE = "It was changed since you saw it. Remedy: GET it again, then repeat."
+_STALE_OR_THERE = f"{_STALE} Or, with `If-None-Match: *`, it is there already. Remedy: leave that out to replace it."
 _WRONG = (
     "A field is wrong or unknown: a path outside MPU_PICKUP_ROOTS, missing, overlapping or without the rights that "
     "are needed (/path), an unknown account (/accounts/N), a schedule. Remedy: `errors` names each."
@@ -84,7 +85,7 @@ async def get_directory(relay: Relay, name: NameIn, response: Response) -> Direc
         text="What is omitted takes its default. Without a difference nothing happens: same ETag.",
         mail="Takes effect at once; what is in flight finishes with the old settings.",
         body=True,
-        errors={409: _TAKEN, 412: _STALE, 422: _WRONG},
+        errors={409: _TAKEN, 412: _STALE_OR_THERE, 422: _WRONG},
         answers={200: ETAG, 201: {**CREATED, "description": "Created", "model": DirectorySaved}},
     ),
 )
@@ -95,11 +96,12 @@ async def put_directory(
     name: NameIn,
     response: Response,
     if_match: IfMatch,
+    if_absent: IfAbsent,
     body: Annotated[DirectoryPut, Body(openapi_examples=examples.DIRECTORY_PUT)],
 ) -> DirectorySaved:
     if body.name not in (None, name):
         raise InvalidSettings([FieldError("/name", "read_only", f"the path says {name!r}; a name never changes")])
-    saved = await relay.directories.replace(body.value(name), actor, if_match=if_match)
+    saved = await relay.directories.replace(body.value(name), actor, if_match=if_match, if_absent=if_absent)
     if saved.created:
         response.status_code = 201
         response.headers["Location"] = location(request, f"/directories/{name}")

@@ -34,7 +34,7 @@ from core.runtime.facade import Checks, Pauses, Saved
 from core.runtime.oauth_rules import oauth_rules
 from core.runtime.paging import page_of
 from core.runtime.quotas import Quotas
-from core.runtime.saving import TRIES, too_busy, with_defaults
+from core.runtime.saving import TRIES, there_already, too_busy, with_defaults
 from core.runtime.secret_sources import SecretSources
 from core.runtime.sender_rules import stranded
 from core.runtime.views import AccountView, Actor, CheckView, Page, PauseView, UsageView
@@ -181,9 +181,10 @@ class Accounts:
         keep_password: bool,
         keep_oauth: Collection[str] = (),
         if_match: Sequence[str] | None = None,
+        if_absent: bool = False,
         check: bool = False,
     ) -> Saved[AccountView]:
-        """Create or replace. Raises PreconditionFailed, InvalidSettings, CheckFailed."""
+        """Create or replace; `if_absent`: only create. Raises PreconditionFailed, InvalidSettings, CheckFailed."""
 
         def build(record: AccountRecord) -> Wanted:
             oauth, secrets = oauth_settings.replaced(record, account, keep_oauth)
@@ -195,6 +196,8 @@ class Accounts:
         for _ in range(TRIES):
             record = await self._find(account.name)
             if record is not None:
+                if if_absent:
+                    raise there_already("account", account.name)
                 saved = await self._change(record, build, actor, if_match, check)
             else:
                 if if_match is not None:

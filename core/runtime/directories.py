@@ -22,7 +22,7 @@ from core.runtime.audit import Audit, difference
 from core.runtime.directory_rules import path_rules, remedy_of, rules
 from core.runtime.facade import Checks, Pauses, Saved
 from core.runtime.paging import page_of
-from core.runtime.saving import TRIES, too_busy, with_defaults
+from core.runtime.saving import TRIES, there_already, too_busy, with_defaults
 from core.runtime.views import Actor, CheckView, DirectoryView, Page
 from core.settings import Settings
 from core.store import directories
@@ -83,12 +83,17 @@ class Directories:
         return await self._create(directory, actor)
 
     async def replace(
-        self, directory: Directory, actor: Actor, *, if_match: Sequence[str] | None = None
+        self, directory: Directory, actor: Actor, *, if_match: Sequence[str] | None = None, if_absent: bool = False
     ) -> Saved[DirectoryView]:
-        """Create or replace. Raises AlreadyExists (the path), PreconditionFailed, InvalidSettings."""
+        """Create or replace; `if_absent`: only create.
+
+        Raises AlreadyExists (the path), PreconditionFailed, InvalidSettings.
+        """
         for _ in range(TRIES):
             record = await self._find(directory.name)
             if record is not None:
+                if if_absent:
+                    raise there_already("directory", directory.name)
                 saved = await self._change(record, lambda _record: directory, actor, if_match)
                 if saved is not None:
                     return saved

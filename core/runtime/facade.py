@@ -251,6 +251,7 @@ class Accounts(Protocol):
         keep_password: bool,
         keep_oauth: Collection[str] = (),
         if_match: Sequence[str] | None = None,
+        if_absent: bool = False,
         check: bool = False,
     ) -> Saved[AccountView]: ...
 
@@ -277,7 +278,7 @@ class Directories(Protocol):
     async def create(self, directory: Directory, actor: Actor) -> Saved[DirectoryView]: ...
 
     async def replace(
-        self, directory: Directory, actor: Actor, *, if_match: Sequence[str] | None = None
+        self, directory: Directory, actor: Actor, *, if_match: Sequence[str] | None = None, if_absent: bool = False
     ) -> Saved[DirectoryView]: ...
 
     async def change(

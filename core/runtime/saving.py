@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields
 from types import MappingProxyType
 from typing import Any
 
-from core.errors import FieldError, InvalidSettings, StateConflict
+from core.errors import FieldError, InvalidSettings, PreconditionFailed, StateConflict
 
 TRIES = 5  # saves that came in between
 
@@ -15,6 +15,11 @@ TRIES = 5  # saves that came in between
 def too_busy() -> StateConflict:
     """After that many."""
     return StateConflict("others keep changing it", state="changing", remedy="repeat the call")
+
+
+def there_already(kind: str, name: str) -> PreconditionFailed:
+    """To a save that wants to create only."""
+    return PreconditionFailed(f"there is {kind} {name!r} already", remedy="leave If-None-Match out to replace it")
 
 
 def with_defaults(

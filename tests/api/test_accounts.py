@@ -129,11 +129,27 @@ async def test_if_match(admin: httpx.AsyncClient) -> None:
         answer = await call
         assert answer.status_code == 412, answer.text
         assert answer.json()["type"] == "urn:mpu:problem:precondition_failed"
-    for match in (fresh, "*", f'"1", {fresh}', f"W/{stale}, {fresh}"):
+    for match in (fresh, "*", f'"1", {fresh}', f"W/{stale}, {fresh}", f'"1",,{fresh}, '):
         answer = await admin.patch("/accounts/office", json={}, headers={"If-Match": match})
         assert answer.status_code == 200, match
-    broken = await admin.patch("/accounts/office", json={}, headers={"If-Match": 'a"b"c'})
-    assert pointers(broken) == {"header/If-Match": "wrong_form"}
+    assert (await admin.patch("/accounts/office", json={}, headers={"If-Match": fresh.strip('"')})).status_code == 200
+    for wrong in ('a"b"c', '"unfinished', 'unfinished"', f'{fresh}, "', f"{fresh}, *", f"{fresh} {stale}", "W/3", ""):
+        broken = await admin.patch("/accounts/office", json={}, headers={"If-Match": wrong})
+        assert pointers(broken) == {"header/If-Match": "wrong_form"}, wrong
+
+
+async def test_put_may_create_only(admin: httpx.AsyncClient) -> None:
+    absent = {"If-None-Match": "*"}
+    made = await admin.put("/accounts/office", json=BODY, headers=absent)
+    assert made.status_code == 201, made.text
+    again = await admin.put("/accounts/office", json={**BODY, "max_connections": 9}, headers=absent)
+    assert (again.status_code, again.json()["type"]) == (412, "urn:mpu:problem:precondition_failed")
+    assert "If-None-Match" in again.json()["remedy"]
+    assert (await admin.get("/accounts/office")).headers["etag"] == made.headers["etag"]
+    race = await asyncio.gather(*(admin.put("/accounts/other", json=BODY, headers=absent) for _ in range(4)))
+    assert sorted(answer.status_code for answer in race) == [201, 412, 412, 412]
+    named = await admin.put("/accounts/office", json=BODY, headers={"If-None-Match": made.headers["etag"]})
+    assert pointers(named) == {"header/If-None-Match": "wrong_form"}
 
 
 async def test_a_new_host_or_port_asks_for_the_password_again(admin: httpx.AsyncClient) -> None:

@@ -287,6 +287,21 @@ async def test_savers_that_meet_lose_nothing(client: httpx.AsyncClient, roots: P
     assert (shown["quiet_seconds"], shown["unknown_max"], shown["enabled"], shown["patterns"]) == (7, 2, False, ["*"])
 
 
+async def test_put_may_create_only(client: httpx.AsyncClient, roots: Path) -> None:
+    absent = {"If-None-Match": "*"}
+    made = await client.put("/directories/shop", json=body(roots / "a"), headers=absent)
+    assert made.status_code == 201, made.text
+    again = await client.put("/directories/shop", json=body(roots / "b"), headers=absent)
+    assert (again.status_code, again.json()["type"]) == (412, "urn:mpu:problem:precondition_failed")
+    assert (await client.get("/directories/shop")).json()["path"] == str(roots / "a")
+    taken = await client.put("/directories/other", json=body(roots / "a"), headers=absent)
+    assert taken.status_code == 409
+    race = await asyncio.gather(
+        *(client.put("/directories/late", json=body(roots / "b"), headers=absent) for _ in range(4))
+    )
+    assert sorted(answer.status_code for answer in race) == [201, 412, 412, 412]
+
+
 async def test_names_conditions_and_what_is_not_there(client: httpx.AsyncClient, roots: Path) -> None:
     assert pointers(await client.put("/directories/shop", json=body(roots / "a", name="other"))) == {
         "/name": "read_only"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -85,7 +85,12 @@ KINDS: dict[type[relay_errors.RelayError], Kind] = {
     relay_errors.RelayError: Kind("error", 500, "Something went wrong", "The detail says what."),
 }
 
-MALFORMED = Kind("malformed_body", 400, "The body can't be read", "It is no JSON, or not UTF-8.")
+MALFORMED = Kind(
+    "malformed_body",
+    400,
+    "The body can't be read",
+    "It is not UTF-8, nested beyond measure, or broke off. What is read and no JSON is `invalid`: `malformed_json`.",
+)
 UNAUTHORIZED = Kind("unauthorized", 401, "A valid API key is needed", "None was given, or it is unknown or expired.")
 FORBIDDEN = Kind("forbidden", 403, "The API key may not do this", "`required_scope` names the scope that it needs.")
 NO_ROUTE = Kind("no_such_path", 404, "There is no such path", "The calls are listed at /docs.")
@@ -194,27 +199,10 @@ def relay_problem(error: relay_errors.RelayError) -> JSONResponse:
 
 # --- what pydantic and FastAPI found ---------------------------------------------------------------------------------
 
-READ_ONLY = frozenset(
-    {
-        "name",
-        "password_set",
-        "password_changed_at",
-        "password_lost",
-        "created_at",
-        "updated_at",
-        "used_by",
-        "pause",
-        "read_only",
-        "id",
-        "last_used_at",
-        "prefix",
-    }
-)
 _WHERE = {"query", "path", "header", "cookie"}
 _CODES = {
     "missing": "required",
     "extra_forbidden": "unknown_field",
-    "json_invalid": "malformed_json",
     "literal_error": "not_allowed",
     "enum": "not_allowed",
     "greater_than": "out_of_range",
@@ -232,8 +220,13 @@ _CODES = {
 }
 
 
-def field_errors(found: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Each error as pointer (RFC 6901 into the body, or `query/name`), stable code, sentence. Never the value given."""
+_LENGTHS = {"too_short": ("at least", "min_length"), "too_long": ("at most", "max_length")}
+
+
+def field_errors(
+    found: Sequence[Mapping[str, Any]], read_only: Container[tuple[str, ...]] = ()
+) -> list[relay_errors.FieldError]:
+    """Each error with its pointer, stable code and a sentence; never the value given. `read_only`: ways in the body."""
     answers = []
     for item in found:
         location = [str(part) for part in item["loc"]]
@@ -241,21 +234,22 @@ def field_errors(found: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         kind = str(item["type"])
         code = _CODES.get(kind, "wrong_type")
         detail = re.sub(r"^Value error, ", "", str(item["msg"]))
-        if kind == "json_invalid":
-            detail = f"no JSON: {item['ctx']['error']} at character {location[-1]}"
-            location = []
-        elif kind == "extra_forbidden":
-            read_only = location[-1] in READ_ONLY
-            code = "read_only" if read_only else code
-            detail = "can be read, not set" if read_only else "there is no such field here"
+        if kind == "extra_forbidden":
+            shown = place == "body" and tuple(location) in read_only
+            code = "read_only" if shown else code
+            detail = "can be read, not set" if shown else "there is no such field here"
         elif kind == "missing":
-            detail = "is needed"
-        pointer = "/".join([place, *location]) if place in _WHERE else _pointer(location)
-        answers.append({"pointer": printable(pointer), "code": code, "detail": printable(detail)})
+            detail = "is needed" if location else "a body is needed"
+        elif kind in _LENGTHS and isinstance(item.get("input"), str):  # which pydantic takes for a list of items
+            word, limit = _LENGTHS[kind]
+            detail = f"String should have {word} {item['ctx'][limit]} characters"
+        pointer = "/".join([place, *location]) if place in _WHERE else pointer_to(location)
+        answers.append(relay_errors.FieldError(printable(pointer), code, printable(detail)))
     return answers
 
 
-def _pointer(location: Sequence[str]) -> str:
+def pointer_to(location: Sequence[str]) -> str:
+    """RFC 6901."""
     return "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in location)
 
 
@@ -267,11 +261,12 @@ async def _on_relay_error(_: Request, error: Exception) -> JSONResponse:
     return relay_problem(error)
 
 
-async def _on_invalid(_: Request, error: Exception) -> JSONResponse:
+async def _on_invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    found = field_errors(error.errors())
+    found = field_errors(error.errors(), getattr(request.state, "read_only", ()))
     kind = KINDS[relay_errors.InvalidSettings]
-    return problem(kind, "; ".join(f"{item['pointer']}: {item['detail']}" for item in found[:20]), errors=found[:100])
+    shown = [dataclasses.asdict(item) for item in found[:100]]
+    return problem(kind, "; ".join(map(str, found[:20])), errors=shown)
 
 
 async def _on_unauthorized(_: Request, error: Exception) -> JSONResponse:
@@ -305,7 +300,12 @@ async def _on_http(request: Request, error: Exception) -> JSONResponse:
         500: "the request could not be answered",
     }
     detail = details.get(kind.status, str(error.detail))
-    remedy = "The calls are listed at /docs." if kind.status in (404, 405) else ""
+    remedies = {
+        400: "Send the body whole, and JSON as UTF-8.",
+        404: "The calls are listed at /docs.",
+        405: "The calls are listed at /docs.",
+    }
+    remedy = remedies.get(kind.status, "")
     headers = {"Allow": ", ".join(_methods_at(request))} if kind is WRONG_METHOD else error.headers
     return problem(kind, detail, remedy=remedy, headers=headers)
 

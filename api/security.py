@@ -8,17 +8,19 @@ since a browser can show them then. Scopes: read < operate < admin; submit stand
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Coroutine, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.dependencies.models import Dependant
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.requests import Request as StarletteRequest
 
-from api.body import refuse_body
-from api.errors import Forbidden, Unauthorized
+from api.body import JsonRequest, refuse_body
+from api.errors import Forbidden, Unauthorized, printable
+from api.schemas.base import read_only_of
+from core.errors import FieldError, InvalidSettings
 from core.runtime.facade import RelayFacade
 from core.runtime.views import Actor, Scope
 
@@ -27,10 +29,14 @@ OPEN = "x-open"  # no key needed
 PAGE = "x-page"  # HTTP Basic is taken too
 RANK = {Scope.READ: 1, Scope.OPERATE: 2, Scope.ADMIN: 3}
 MAX_KEY_LENGTH = 512
+_UNKNOWN = ("unknown_field", "there is no such parameter here")
 
 
 class GuardedRoute(APIRoute):
-    """Asks for the key and its scope first, then refuses query parameters nobody knows, and a body nobody reads."""
+    """Asks for the key and its scope first, then refuses what would be dropped in silence:
+
+    query parameters that nobody knows or that come twice, a body that nobody reads, members of JSON that stand twice.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -38,21 +44,35 @@ class GuardedRoute(APIRoute):
         required = None if extra.get(OPEN) else Scope(extra[SCOPE])
         page = bool(extra.get(PAGE))
         known = set(_query_names(self.dependant))
-        takes_body = self.body_field is not None or "requestBody" in extra
+        takes_json = self.body_field is not None
+        takes_body = takes_json or "requestBody" in extra
+        read_only = read_only_of(self.body_field.field_info.annotation) if self.body_field is not None else frozenset()
 
         async def guarded(request: Request) -> Response:
             if required is not None:
                 request.state.actor = await authorize(request, required, page=page)
-            unknown = [name for name in request.query_params if name not in known]
-            if unknown:
-                raise RequestValidationError(
-                    [{"type": "extra_forbidden", "loc": ("query", name), "msg": "", "input": None} for name in unknown]
-                )
-            if not takes_body:
+            _check_query(request, known)
+            if takes_json:
+                request = JsonRequest(request.scope, request.receive)
+                request.state.read_only = read_only  # for api/errors.py
+                await request.json()
+            elif not takes_body:
                 await refuse_body(request)
             return await handle(request)
 
         return guarded
+
+
+def _check_query(request: Request, known: Collection[str]) -> None:
+    """Raises InvalidSettings for parameters that nobody knows, or that come twice: which of them counts?"""
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    wrong = [
+        FieldError(f"query/{printable(name)}", *("twice", "is given more than once") if name in known else _UNKNOWN)
+        for name, count in given.items()
+        if count > 1 or name not in known
+    ]
+    if wrong:
+        raise InvalidSettings(wrong[:100])
 
 
 def _query_names(dependant: Dependant) -> Iterator[str]:

@@ -162,7 +162,7 @@ def complain_of(answer: httpx.Response) -> None:
     detail = str(problem.get("detail") or problem.get("title") or answer.reason_phrase)
     complain(f"{detail} ({answer.status_code})", str(problem.get("remedy") or ""))
     for error in problem.get("errors") or []:
-        line = f"{error.get('pointer')}: {error.get('detail')}"
+        line = ": ".join(str(part) for part in (error.get("pointer"), error.get("detail")) if part)
         if line not in detail:  # which sums up the first of them
             complain(line)
     if problem.get("required_scope"):

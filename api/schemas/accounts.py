@@ -402,6 +402,9 @@ class AccountPublic(Out):
         )
 
 
+AccountSettings.shown_as = AccountUpdate.shown_as = (AccountPublic,)
+
+
 class TestMessageIn(In):
     """Where the small mail goes."""
 

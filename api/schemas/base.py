@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
@@ -26,6 +26,19 @@ class In(BaseModel):
     """What a client sends: unknown fields are errors, types are not guessed, values never shown back."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+    shown_as: ClassVar[tuple[type[BaseModel], ...]] = ()  # what of these it has not itself can be read, not set
+
+
+def read_only_of(shape: Any) -> frozenset[tuple[str, ...]]:
+    """The ways to all fields that are shown and can't be set by a body of this shape."""
+    ways: set[tuple[str, ...]] = set()
+    for part in (shape, *get_args(shape)):
+        if isinstance(part, type) and issubclass(part, In):
+            shown = {name for kind in part.shown_as for name in kind.model_fields}
+            ways |= {(name,) for name in shown - part.model_fields.keys()}
+            for name, field in part.model_fields.items():
+                ways |= {(name, *way) for way in read_only_of(field.annotation)}
+    return frozenset(ways)
 
 
 class Out(BaseModel):

@@ -279,6 +279,9 @@ class DirectorySaved(DirectoryPublic):
         )
 
 
+DirectorySettings.shown_as = DirectoryUpdate.shown_as = (DirectorySaved,)
+
+
 _WORDS: dict[str, Callable[[Any], Any]] = {
     "format": MessageFormat,
     "dot_stuffing": DotStuffing,

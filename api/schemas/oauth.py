@@ -193,6 +193,9 @@ class OAuthPublic(Out):
         )
 
 
+OAuthUpdate.shown_as = (OAuthPublic,)
+
+
 def oauth_typed(settings: dict[str, Any]) -> dict[str, Any]:
     """In the relay's types."""
     typed = dict(settings)

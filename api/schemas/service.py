@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator
 from api.schemas.accounts import Sender
 from api.schemas.base import NAME_PATTERN, FutureTimeIn, In, Out, Printable, Time
 from api.schemas.directories import AccountName
+from core.settings import Settings
 
 ScopeWord = Literal["read", "operate", "admin", "submit"]
 
@@ -117,6 +118,9 @@ class NewKeyPublic(KeyPublic):
     key: str
 
 
+KeyIn.shown_as = (KeyPublic,)
+
+
 class AuditPublic(Out):
     """One change or act."""
 
@@ -173,6 +177,9 @@ class SettingsPublic(Out):
         description="Mail of these senders goes through these accounts, whatever directory it comes from."
     )
     read_only: dict[str, Any] = Field(description="Set at the start: TOML file, MPU_... variables, options.")
+
+
+SettingsUpdate.shown_as = (SettingsPublic, Settings)  # `read_only` shows all of the latter
 
 
 class SandboxMailPublic(Out):

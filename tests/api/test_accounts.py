@@ -138,6 +138,29 @@ async def test_if_match(admin: httpx.AsyncClient) -> None:
         assert pointers(broken) == {"header/If-Match": "wrong_form"}, wrong
 
 
+async def test_what_a_get_shows_and_nobody_sets_is_told_so(admin: httpx.AsyncClient) -> None:
+    oauth = {"provider": "microsoft", "grant": "client_credentials", "tenant": "t", "client_id": "c"}
+    account = {**BODY, "auth": "xoauth2", "oauth": {**oauth, "client_secret": "s"}}
+    made = await admin.put("/accounts/office", json=account)
+    assert made.status_code == 201, made.text
+    shown = made.json()
+    of_account = ("password_set", "password_changed_at", "password_lost", "created_at", "updated_at", "used_by")
+    of_oauth = ("client_secret_set", "refresh_token_set", "service_account_key_set", "secrets_lost")
+    pointed = [*of_account, "pause", "usage", *(f"oauth/{name}" for name in of_oauth)]
+    expected = {f"/{name}": "read_only" for name in pointed}
+    assert pointers(await admin.put("/accounts/office", json=shown)) == expected
+    del shown["name"]
+    assert pointers(await admin.patch("/accounts/office", json={**shown, "name": "x"})) == {
+        "/name": "read_only",
+        **expected,
+    }
+    assert pointers(await admin.patch("/accounts/office", json={"id": 1, "usage": {}, "oauth": {"usage": 1}})) == {
+        "/id": "unknown_field",
+        "/usage": "read_only",
+        "/oauth/usage": "unknown_field",
+    }
+
+
 async def test_put_may_create_only(admin: httpx.AsyncClient) -> None:
     absent = {"If-None-Match": "*"}
     made = await admin.put("/accounts/office", json=BODY, headers=absent)

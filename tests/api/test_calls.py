@@ -82,6 +82,9 @@ async def test_queued_messages_with_all_filters(admin: httpx.AsyncClient, relay:
         ("recipient=%22a%20b%22@exam%20ple.org", "query/recipient", "wrong_form"),
         ("recipient=%22a%01b%22@example.org", "query/recipient", "wrong_form"),
         ("directoy=pickup", "query/directoy", "unknown_field"),
+        ("directory=a&directory=b", "query/directory", "twice"),
+        ("limit=1&limit=1", "query/limit", "twice"),
+        ("x=1&x=2", "query/x", "unknown_field"),
         ("limit=", "query/limit", "wrong_type"),
     ],
 )
@@ -351,7 +354,10 @@ async def test_settings_of_the_service(admin: httpx.AsyncClient) -> None:
     routes = [{"senders": ["@x.example"], "accounts": ["office"]}]
     assert (await admin.patch("/settings", json={"sender_routes": routes})).json()["sender_routes"] == routes
     assert pointers(await admin.patch("/settings", json={"read_only": {}})) == {"/read_only": "read_only"}
-    assert pointers(await admin.patch("/settings", json={"port": 1})) == {"/port": "unknown_field"}
+    assert pointers(await admin.patch("/settings", json={"port": 1, "prot": 1})) == {
+        "/port": "read_only",
+        "/prot": "unknown_field",
+    }
 
 
 async def test_keys_are_shown_once(admin: httpx.AsyncClient, nobody: httpx.AsyncClient, relay: FakeRelay) -> None:
@@ -395,6 +401,10 @@ async def test_the_last_admin_key_stays(admin: httpx.AsyncClient, client_of: Mak
         ({"name": "x", "scopes": ["submit"], "directories": ["shop"]}, {"/directories/0": "unknown_directory"}),
         ({"name": "x", "scopes": ["read"], "expires_at": "2001-01-01T00:00:00Z"}, {"/expires_at": "wrong_form"}),
         ({"name": "x", "scopes": ["read"], "key": "chosen"}, {"/key": "unknown_field"}),
+        (
+            {"name": "x", "scopes": ["read"], "id": 7, "prefix": "mpu_", "last_used_at": None, "pause": None},
+            {"/id": "read_only", "/prefix": "read_only", "/last_used_at": "read_only", "/pause": "unknown_field"},
+        ),
     ],
 )
 async def test_wrong_keys(admin: httpx.AsyncClient, body: dict[str, object], expected: dict[str, str]) -> None:

@@ -287,6 +287,15 @@ async def test_savers_that_meet_lose_nothing(client: httpx.AsyncClient, roots: P
     assert (shown["quiet_seconds"], shown["unknown_max"], shown["enabled"], shown["patterns"]) == (7, 2, False, ["*"])
 
 
+async def test_what_a_get_shows_and_nobody_sets_is_told_so(client: httpx.AsyncClient, roots: Path) -> None:
+    saved = (await client.put("/directories/shop", json=body(roots / "a"))).json()
+    expected = {f"/{name}": "read_only" for name in ("created_at", "updated_at", "pause", "warnings")}
+    assert pointers(await client.put("/directories/shop", json={**saved, "usage": 1})) == {
+        **expected,
+        "/usage": "unknown_field",
+    }
+
+
 async def test_put_may_create_only(client: httpx.AsyncClient, roots: Path) -> None:
     absent = {"If-None-Match": "*"}
     made = await client.put("/directories/shop", json=body(roots / "a"), headers=absent)

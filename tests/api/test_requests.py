@@ -79,7 +79,7 @@ async def test_coded_bodies_are_refused(admin: httpx.AsyncClient, path: str) -> 
         (b'{"name": "\\ud800", "host": "h"}', 422),
         (b'{"\\ud800": 1, "name": "a", "host": "h"}', 422),
         (b'{"name": "a", "host": "h", "port": 1' + b"0" * 4000 + b"}", 422),
-        (b'{"name": "a", "host": "h", "port": 1' + b"0" * 5000 + b"}", 400),
+        (b'{"name": "a", "host": "h", "port": 1' + b"0" * 5000 + b"}", 422),
         (b'{"name": "a", "host": "h", "port": NaN}', 422),
         (b'{"name": "a", "host": "h", "port": -Infinity}', 422),
     ],
@@ -88,6 +88,52 @@ async def test_bodies_that_are_none(admin: httpx.AsyncClient, content: bytes, st
     answer = await admin.post("/accounts", content=content, headers=JSON)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
+    assert not answer.json()["detail"].startswith(":")
+    if status == 400:
+        assert answer.json()["type"] == "urn:mpu:problem:malformed_body"
+        assert answer.json()["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "wrong"),
+    [
+        ("PATCH", "/settings", b'{"history_days": 10, "history_days": 20}', "/history_days"),
+        ("POST", "/queue/messages/retry", b'{"filter": {"code": 450, "code": 451}}', "/filter/code"),
+        ("POST", "/queue/messages/retry", b'{"filter": {"code": 450, "code": 450}, "all": true}', "/filter/code"),
+        ("PATCH", "/settings", b'{"sender_routes": [{}, {"a~/": 1, "a~/": 2}]}', "/sender_routes/1/a~0~1"),
+        ("PATCH", "/settings", b'{"x": {"y": 1, "y": 2}, "x": 1, "z": {}}', "/x"),
+        ("PATCH", "/settings", b'{"\\u0061": 1, "a": 1}', "/a"),
+    ],
+)
+async def test_a_member_that_stands_twice_is_refused(
+    admin: httpx.AsyncClient, relay: FakeRelay, method: str, path: str, content: bytes, wrong: str
+) -> None:
+    answer = await admin.request(method, path, content=content)
+    assert pointers(answer) == {wrong: "twice"}
+    assert answer.json()["remedy"]
+    assert (relay.runtime_settings.days, relay.operations.started) == (90, [])
+
+
+async def test_a_number_of_thousands_of_digits_is_told(admin: httpx.AsyncClient) -> None:
+    answer = await admin.patch("/settings", content=b'{"history_days": ' + b"1" * 5000 + b"}")
+    assert pointers(answer) == {"": "out_of_range"}
+    assert "digits" in answer.json()["detail"]
+    assert answer.json()["remedy"]
+
+
+async def test_short_and_long_texts_are_counted_in_characters(admin: httpx.AsyncClient) -> None:
+    short = await admin.get("/history?recipient=x")
+    assert short.json()["detail"] == "query/recipient: String should have at least 2 characters"
+    long = await admin.post("/pause", json={"reason": "x" * 501})
+    assert long.json()["detail"] == "/reason: String should have at most 500 characters"
+    missing = await admin.post("/accounts", content=b"")
+    assert missing.json()["detail"] == "a body is needed"
+
+
+async def test_an_unknown_field_of_a_filter_is_unknown(admin: httpx.AsyncClient) -> None:
+    names = ("id", "name", "pause", "created_at")
+    answer = await admin.post("/queue/messages/retry", json={"filter": dict.fromkeys(names), "id": 1})
+    assert pointers(answer) == {f"/filter/{name}": "unknown_field" for name in names} | {"/id": "unknown_field"}
 
 
 @pytest.mark.parametrize("content", [b'{"x": 1}', b"[[[", b"{}", b" ", b"x" * MAX_REQUEST_BYTES])

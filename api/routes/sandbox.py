@@ -12,7 +12,7 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 
 from api.deps import Relay
-from api.schemas.base import show_time
+from api.schemas.base import Digits, show_time
 from api.schemas.service import SandboxMailPublic
 from api.security import PAGE, SCOPE, GuardedRoute
 from core.errors import NotFound
@@ -84,7 +84,7 @@ async def list_sandbox(relay: Relay, request: Request) -> Response:
 
 @router.get("/sandbox/{id}", openapi_extra=_SOURCE_GUARD)
 async def show_sandbox_mail(
-    relay: Relay, request: Request, mail_id: Annotated[int, Path(alias="id", ge=1, le=2**53)]
+    relay: Relay, request: Request, mail_id: Annotated[int, Digits, Path(alias="id", ge=1, le=2**53)]
 ) -> Response:
     source = _sandbox(relay).get(mail_id)
     if not _wants_page(request):

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Body, Path, Request, Response
 from api.deps import By, Cursor, IfMatch, Limit, Relay, location
 from api.openapi import ETAG, SERVICE, operation
 from api.schemas import examples
-from api.schemas.base import ListOut, page_out
+from api.schemas.base import Digits, ListOut, page_out
 from api.schemas.service import (
     AuditPublic,
     KeyIn,
@@ -73,7 +73,9 @@ async def create_key(
         },
     ),
 )
-async def delete_key(relay: Relay, actor: By, key_id: Annotated[int, Path(alias="id", ge=1, le=2**63 - 1)]) -> None:
+async def delete_key(
+    relay: Relay, actor: By, key_id: Annotated[int, Digits, Path(alias="id", ge=1, le=2**63 - 1)]
+) -> None:
     await relay.keys.delete(key_id, actor)
 
 

@@ -19,6 +19,7 @@ V = TypeVar("V")
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 MAX_TIME = 253_402_300_799.0  # end of the year 9999
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)")
+_DIGITS = re.compile(r"[1-9][0-9]{0,18}")
 _QUOTED_LOCAL = re.compile(r'^"(?:[^"\\]|\\.)*+"(?=@)')  # RFC 5321, section 4.1.2
 
 
@@ -99,6 +100,15 @@ def _plain(number: float) -> int | float:
 
 
 Number = Annotated[float, PlainSerializer(_plain), WithJsonSchema({"type": "number"})]  # 60, not 60.0
+
+
+def _digits(text: object) -> object:
+    if not isinstance(text, str) or not _DIGITS.fullmatch(text):  # int() takes " 2" and "1_0" too
+        raise ValueError("is no whole number")
+    return text
+
+
+Digits = BeforeValidator(_digits)  # a number in a path, as we write it and in no other way
 
 Name = Annotated[
     str,

@@ -15,9 +15,12 @@ def write(position: bytes) -> str:
 def read(cursor: str) -> bytes:
     """The position. Raises InvalidSettings for what `write` didn't make."""
     try:
-        return base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        position = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
     except ValueError:
         raise refused() from None
+    if not position or write(position) != cursor:  # other spellings of the same octets
+        raise refused()
+    return position
 
 
 def refused() -> InvalidSettings:

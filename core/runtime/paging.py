@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -9,6 +10,7 @@ from core.domain import cursor as cursors
 from core.runtime.views import Page
 
 T = TypeVar("T")
+_NAME = re.compile(rb"[a-z0-9][a-z0-9-]{0,62}")
 
 
 def page_of(rows: Sequence[T], name_of: Callable[[T], str], limit: int, cursor: str | None) -> Page[T]:
@@ -20,7 +22,7 @@ def page_of(rows: Sequence[T], name_of: Callable[[T], str], limit: int, cursor: 
 
 
 def _name(cursor: str) -> str:
-    try:
-        return cursors.read(cursor).decode()
-    except UnicodeDecodeError:
-        raise cursors.refused() from None
+    name = _NAME.fullmatch(cursors.read(cursor))
+    if name is None:
+        raise cursors.refused()
+    return name[0].decode()

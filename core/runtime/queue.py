@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
@@ -51,6 +52,7 @@ from core.store import history
 from core.store.store import Store
 
 CHUNK_BYTES = 1 << 18
+_CURSOR = re.compile(rb"([a-z0-9][a-z0-9-]{0,62})\0([0-9a-f]{8})\0([^/\0]{1,255})")
 log = structlog.get_logger()
 
 COUNTS_STAT_LIMIT = 10_000  # messages up to which sizes and ages are looked at
@@ -456,8 +458,8 @@ def _write_cursor(key: tuple[str, bytes, str]) -> str:
 def _read_cursor(cursor: str | None) -> tuple[str, bytes, str] | None:
     if cursor is None:
         return None
-    try:
-        directory, tag, name = cursors.read(cursor).split(b"\0", 2)
-        return directory.decode("ascii"), name, tag.decode("ascii")
-    except ValueError:
-        raise cursors.refused() from None
+    match = _CURSOR.fullmatch(cursors.read(cursor))
+    if match is None:
+        raise cursors.refused()
+    directory, tag, name = match.groups()
+    return directory.decode(), name, tag.decode()

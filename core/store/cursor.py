@@ -17,6 +17,6 @@ def decode(cursor: str, count: int) -> tuple[int, ...]:
     parts = cursors.read(cursor).split(b".")
     if len(parts) == count and all(part.isdigit() and len(part) < 20 for part in parts):
         numbers = tuple(int(part) for part in parts)
-        if max(numbers) <= _LARGEST:
+        if max(numbers) <= _LARGEST and encode(*numbers) == cursor:  # which 007 isn't
             return numbers
     raise cursors.refused()

@@ -52,7 +52,7 @@ async def test_the_longest_names_make_cursors_that_are_taken(tmp_path: Path) -> 
         assert shown == ["x" + name for name in names]
 
 
-@pytest.mark.parametrize("cursor", ["x", "!!", "é", "YQ", "_wAAAA"])
+@pytest.mark.parametrize("cursor", ["x", "!!", "é", "YQ", "_wAAAA", "AAA", "AAAA", "cABhAGI", ""])
 async def test_a_cursor_that_no_page_gave_is_refused_as_in_every_list(tmp_path: Path, cursor: str) -> None:
     async with running(tmp_path) as bench:
         answer = await bench.http.get("/queue/messages", params={"cursor": cursor})

@@ -360,6 +360,21 @@ async def test_settings_of_the_service(admin: httpx.AsyncClient) -> None:
     }
 
 
+@pytest.mark.parametrize("spelling", ["2%20", "%202", "+2", "02", "2.0", "2_0", "%D9%A2", "1" * 5000])
+async def test_a_key_is_deleted_by_its_number_and_no_other_spelling(admin: httpx.AsyncClient, spelling: str) -> None:
+    for name in ("second", "third"):
+        await admin.post("/keys", json={"name": name, "scopes": ["admin"]})
+    assert list(pointers(await admin.delete(f"/keys/{spelling}"))) == ["path/id"]
+    assert len((await admin.get("/keys")).json()["items"]) == 3
+    assert (await admin.delete("/keys/2")).status_code == 204
+
+
+@pytest.mark.parametrize("path", ["/accounts", "/directories", "/keys", "/audit", "/history"])
+@pytest.mark.parametrize("cursor", ["AAA", "QQ", "YQ==", "YR", "LWE", "YQo", ""])  # "YQ" is a page of accounts behind a
+async def test_cursors_that_no_list_gave(admin: httpx.AsyncClient, path: str, cursor: str) -> None:
+    assert pointers(await admin.get(path, params={"cursor": cursor})) == {"query/cursor": "bad_cursor"}
+
+
 async def test_keys_are_shown_once(admin: httpx.AsyncClient, nobody: httpx.AsyncClient, relay: FakeRelay) -> None:
     made = await admin.post("/keys", json={"name": "grafana", "scopes": ["read"], "expires_at": "2099-01-01T00:00:00Z"})
     assert made.status_code == 201

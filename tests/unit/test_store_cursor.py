@@ -20,7 +20,20 @@ def test_a_cursor_gives_back_its_numbers(numbers: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "!!", "é", cursor.encode(1), cursor.encode(1, 2, 3), "1.2", base64.b64encode(b"1.-2").decode()]
+    "text",
+    [
+        "",
+        "x",
+        "!!",
+        "é",
+        cursor.encode(1),
+        cursor.encode(1, 2, 3),
+        "1.2",
+        "MDEuMg",
+        "MS4yCg",
+        cursor.encode(1, 2) + "==",
+        base64.b64encode(b"1.-2").decode(),
+    ],
 )
 def test_what_is_no_cursor_is_refused_with_its_pointer(text: str) -> None:
     with pytest.raises(InvalidSettings) as caught:

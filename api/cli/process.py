@@ -50,6 +50,7 @@ from core.runtime.process import Processed
 from core.runtime.quotas import used_by
 from core.settings import Settings
 from core.spool.directory import DirectorySpool
+from core.spool.names import unmatchable
 from core.store import accounts as account_rows
 from core.store import directories as directory_rows
 from core.store import sender_routes, slowdowns
@@ -112,6 +113,9 @@ def process(
     if not os.path.isdir(path):
         complain(f"{directory} is no directory")
         raise typer.Exit(EXIT_USAGE)
+    for each in pattern or ():
+        if why := unmatchable(each):
+            raise typer.BadParameter(f"{each!r} {why}", param_hint="--pattern")
     if own := own_folder(path):
         complain(f"{directory} {own}", "mpu retry sends badmail again.")
         raise typer.Exit(EXIT_USAGE)

@@ -12,6 +12,7 @@ from api.schemas.base import NAME_PATTERN, In, Name, Number, Out, Pause, Printab
 from core.domain.account import Directory, DotStuffing, MessageFormat, OnUnknown, Strategy
 from core.runtime.facade import Saved
 from core.runtime.views import DirectoryView
+from core.spool.names import unmatchable
 
 DAY = 86_400
 
@@ -19,6 +20,8 @@ DAY = 86_400
 def _file_name(pattern: str) -> str:
     if "/" in pattern:
         raise ValueError("matches names, which hold no /")
+    if why := unmatchable(pattern):
+        raise ValueError(why)
     return pattern
 
 

@@ -54,6 +54,21 @@ def matcher(patterns: tuple[str, ...]) -> Matcher:
     return by_pattern
 
 
+def unmatchable(pattern: str) -> str | None:
+    """Why `matcher` lets no name through for this pattern; None: it lets some."""
+    low = pattern.lower().encode("utf-8", "surrogateescape")
+    tail = re.split(rb"[*?\[\]]", low)[-1]
+    if tail.endswith(_SUFFIXES):
+        return "matches names that end as those of claimed (.lck) and held (.hold) mails, which are not taken"
+    if low in _OURS:
+        return "is a folder that MPU makes there itself"
+    if low in (b".", b".."):
+        return "is no name of a file"
+    if "(?!)" in fnmatch.translate(low.decode("latin-1")):  # as of [z-a]
+        return "matches no name at all: a range in it is empty"
+    return None
+
+
 def _any_of(patterns: list[bytes]) -> re.Pattern[bytes]:
     parts = [fnmatch.translate(p.decode("latin-1")).encode("latin-1") for p in patterns]
     return re.compile(b"|".join(b"(?:%s)" % p for p in parts) or b"(?!)")

@@ -41,6 +41,51 @@ def test_patterns_match_case_insensitively_and_never_our_own_names(
 
 
 @pytest.mark.parametrize(
+    ("pattern", "names_like_it"),
+    [
+        ("*.lck", [b"x.lck", b"x.eml.lck"]),
+        ("*.LCK", [b"x.lck", b"X.LCK"]),
+        ("*.hold", [b"x.hold"]),
+        ("mail?.eml.hold", [b"mail1.eml.hold"]),
+        ("[ab].lck", [b"a.lck"]),
+        (".mpu", [b".mpu"]),
+        ("BadMail", [b"badmail"]),
+        ("[z-a].eml", [b"z.eml", b"a.eml", b"[z-a].eml"]),
+        ("[Z-a]", [b"z", b"a"]),
+    ],
+)
+def test_patterns_that_let_no_name_through_are_told(pattern: str, names_like_it: list[bytes]) -> None:
+    assert names.unmatchable(pattern)
+    assert not any(map(names.matcher((pattern,)), names_like_it))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("*.eml", b"x.eml"),
+        ("*", b"x"),
+        ("*lck", b"xlck"),
+        ("*.lc?", b"x.lca"),
+        ("*.hol[c-d]", b"x.holc"),
+        (".mpu*", b".mpux"),
+        ("badmail?", b"badmail2"),
+        ("..?", b"..a"),
+        ("(?!)", b"(?!)"),
+        ("[]", b"[]"),
+        ("é*", "é.eml".encode()),
+    ],
+)
+def test_patterns_that_let_some_through_are_left_alone(pattern: str, name: bytes) -> None:
+    assert names.unmatchable(pattern) is None
+    assert names.matcher((pattern,))(name)
+
+
+@pytest.mark.parametrize("pattern", [".", ".."])
+def test_a_folder_is_no_pattern(pattern: str) -> None:
+    assert names.unmatchable(pattern)
+
+
+@pytest.mark.parametrize(
     ("name", "expected"),
     [(b"17.M1P2.host", True), (b"17.M1P2.host.lck", False), (b".tmp", False), (b"x.hold", False)],
 )

@@ -65,6 +65,12 @@ def test_our_own_folders_are_not_worked_off(
     assert [p.name for p in (pickup / where).iterdir()] == ["plain.eml"]
 
 
+def test_a_pattern_that_matches_nothing_is_refused(pickup: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    put(pickup, "plain.eml")
+    assert mpu("process", pickup, "--pattern", "*.lck") == 2
+    assert ".lck" in capsys.readouterr().err
+
+
 def test_send(pickup: Path, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     put(pickup, "dotnet.eml", "plain.eml", "attachment.eml", "utf8.eml")
     assert mpu("process", pickup, "--send", *server(sandbox)) == 0

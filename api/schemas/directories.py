@@ -33,7 +33,8 @@ Path = Annotated[
         max_length=4096,
         pattern=r"^/",
         description="Absolute path of the directory that applications write into. It must exist, lie under one of "
-        "MPU_PICKUP_ROOTS (symlinks resolved), and neither contain nor lie in another directory or the data directory.",
+        "MPU_PICKUP_ROOTS (symlinks resolved), neither contain nor lie in another directory or the data directory, and "
+        "be no `.mpu` or `badmail` that MPU made in one. It can't move above or below where it is.",
     ),
 ]
 AccountName = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -63,7 +64,8 @@ Patterns = Annotated[
     Field(
         min_length=1,
         max_length=20,
-        description='Which file names are mails, case-insensitive; * and ? as in a shell. Default ["*.eml"].',
+        description="Which file names are mails, case-insensitive; * and ? as in a shell, never names that end in .lck "
+        'or .hold. Default ["*.eml"].',
     ),
 ]
 FormatWord = Annotated[

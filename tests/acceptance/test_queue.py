@@ -197,6 +197,8 @@ async def test_an_operator_gets_what_only_waits_for_its_turn(tmp_path: Path, act
             await until(lambda: not cycle.in_flight, "the end")
             assert bench.names() == ([waiting[0]["file_name"] + ".hold"] if act == "hold" else [])
             assert (await bench.get(f"/drains/{drain}"))["sent"] == 4
+
+
 async def test_one_drain_more_than_may_run_is_told_to_come_again(tmp_path: Path) -> None:
     async with SmtpServer(Script(dot=[Late(1, "250 2.0.0 taken")])) as server:
         async with running(tmp_path, [account(server)], open_drains_max=1) as bench:

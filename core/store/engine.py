@@ -4,9 +4,9 @@ The writer says BEGIN IMMEDIATE, so that a transaction that reads first can't fa
 plain BEGIN and are `query_only`. With one engine reads would wait for group commits. WAL and synchronous=FULL: what is
 committed survives a power cut, which the spool relies on when it unlinks a file.
 
-What is refused, since mail would be sent on the strength of a history that can't be kept: a missing file (unless it is
-to be created), one that is damaged or isn't ours, one of a newer MPU, and one on a network file system, where WAL's
-shared memory does not work. All driver errors become errors of core/errors.py here (`translate`).
+What is refused, since mail would be sent on the strength of a history that can't be kept: a missing or empty file
+(unless it is to be created), one that is damaged or isn't ours, one of a newer MPU, and one on a network file system,
+where WAL's shared memory does not work. All driver errors become errors of core/errors.py here (`translate`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ _MAGIC = b"SQLite format 3\0"
 DAMAGED = (
     "stop MPU, then `mpu restore FILE` with a copy of `mpu backup`; without one move the file away and start with "
     "--new-database: settings and history are gone then, all mail is still there"
+)
+_LOST = (
+    "`mpu restore FILE` brings a copy back; `mpu serve --new-database` starts empty: settings and history are gone "
+    "then, all mail is still there"
 )
 _NETWORK = ("nfs", "cifs", "smb", "afs", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "davfs")
 
@@ -173,18 +177,18 @@ def prepare(path: str, *, create: bool, mountinfo: str = "/proc/self/mountinfo")
         raise DatabaseUnavailable(
             f"{path} can't be opened: {error.strerror}", remedy="give the file to the service's user"
         ) from error
-    if magic and magic != _MAGIC:
+    if not magic:  # a start that was killed before it made the tables, or what is left of a lost one
+        if not create:
+            raise DatabaseUnavailable(f"{path} is empty, the database is lost", remedy=_LOST)
+        return True
+    if magic != _MAGIC:
         raise DatabaseUnavailable(f"{path} is damaged or no database", remedy=DAMAGED)
     return False
 
 
 def _create(path: str, *, allowed: bool) -> bool:
     if not allowed:
-        raise DatabaseUnavailable(
-            f"there is no database at {path}",
-            remedy="`mpu restore FILE` brings a copy back; `mpu serve --new-database` starts empty: settings and "
-            "history are gone then, all mail is still there",
-        )
+        raise DatabaseUnavailable(f"there is no database at {path}", remedy=_LOST)
     try:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     except FileExistsError:

@@ -149,9 +149,10 @@ def _newer(path: Path) -> None:
             "mpu restore",
         ),
         (_newer, "database_newer", "newer MPU", "newer version"),
+        (lambda path: path.write_bytes(b""), "database_unavailable", "is empty", "mpu restore"),
         (lambda path: (path.unlink(), path.mkdir()), "database_unavailable", "not a file", "away"),
     ],
-    ids=["first pages", "last pages", "newer", "a directory"],
+    ids=["first pages", "last pages", "newer", "empty", "a directory"],
 )
 async def test_a_damaged_database_stops_the_sending_and_the_api_says_why(
     tmp_path: Path, damage: Callable[[Path], object], reason: str, words: str, remedy: str

@@ -44,6 +44,19 @@ def test_a_missing_database_is_created_only_if_asked_for(tmp_path: Path) -> None
     again.close()
 
 
+def test_an_empty_file_is_a_lost_database_unless_one_is_to_be_created(tmp_path: Path) -> None:
+    path = tmp_path / DATABASE_FILE
+    path.touch(0o600)
+    with pytest.raises(DatabaseUnavailable, match="is empty") as caught:
+        open_at(tmp_path)
+    assert "mpu restore" in caught.value.remedy
+    assert path.stat().st_size == 0
+    store = open_at(tmp_path, create=True)
+    assert store.created
+    store.close()
+    open_at(tmp_path).close()
+
+
 def test_a_file_that_others_may_read_is_closed_to_them(tmp_path: Path) -> None:
     database(tmp_path).chmod(0o644)
     open_at(tmp_path).close()

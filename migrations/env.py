@@ -18,6 +18,13 @@ from alembic import context
 from core.store import engine as store_engine
 from core.store.tables import Row
 
+_MIGRATE = """
+import sys
+from core.store.engine import migrate, prepare
+prepare(sys.argv[1], create=True)
+migrate(sys.argv[1])
+"""
+
 
 def run(connection: sa.Connection) -> None:
     context.configure(
@@ -33,6 +40,7 @@ def run(connection: sa.Connection) -> None:
 
 
 def run_on(path: str) -> None:
+    store_engine.prepare(path, create=True)
     engine = store_engine.writer_engine(path)
     try:
         with engine.begin() as connection:
@@ -54,7 +62,7 @@ def main() -> None:
         scratch = os.path.join(folder, "scratch.sqlite3")
         # In a process of its own: Alembic's context is one a process, and it is in use here. It runs this interpreter.
         subprocess.run(  # noqa: S603  # nosec B603
-            [sys.executable, "-c", "import sys; from core.store.engine import migrate; migrate(sys.argv[1])", scratch],
+            [sys.executable, "-c", _MIGRATE, scratch],
             check=True,
         )
         run_on(scratch)

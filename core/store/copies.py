@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO
-from urllib.parse import quote
 
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
@@ -86,10 +85,9 @@ def _keys_for_copy(data_dir: str) -> Sequence[str]:
 def _copy_online(path: str, staged: str) -> None:
     try:
         with (
-            closing(sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True)) as source,
+            closing(engine.connect(path)) as source,
             closing(sqlite3.connect(staged, isolation_level=None)) as copy,
         ):
-            source.execute(f"PRAGMA busy_timeout={int(engine.BUSY_TIMEOUT_SECONDS * 1000)}").close()
             source.backup(copy)  # in one step: one state of the database, and in WAL mode nobody waits for it
             copy.execute("PRAGMA journal_mode=DELETE").close()  # one file, which opens on read-only media too
     except sqlite3.Error as error:

@@ -6,7 +6,9 @@ committed survives a power cut, which the spool relies on when it unlinks a file
 
 What is refused, since mail would be sent on the strength of a history that can't be kept: a missing or empty file
 (unless it is to be created), one that is damaged or isn't ours, one of a newer MPU, and one on a network file system,
-where WAL's shared memory does not work. All driver errors become errors of core/errors.py here (`translate`).
+where WAL's shared memory does not work. Only `prepare` creates a file; others open it as it is (`connect`), and a
+running service notices when it was deleted or replaced (`DatabaseFile`). All driver errors become errors of
+core/errors.py here (`translate`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sqlite3
 import stat
 from contextlib import closing, suppress
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
@@ -38,30 +41,98 @@ _LOST = (
     "`mpu restore FILE` brings a copy back; `mpu serve --new-database` starts empty: settings and history are gone "
     "then, all mail is still there"
 )
+_PUT_BACK = (
+    "stop MPU, put the file back, or a copy of `mpu backup` with `mpu restore FILE`, and start it again; all mail is "
+    "still there"
+)
 _NETWORK = ("nfs", "cifs", "smb", "afs", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "davfs")
 
 
-def writer_engine(path: str) -> sa.Engine:
-    """The one connection that writes. Use it from one thread at a time."""
-    engine = _engine(path, size=1)
+class DatabaseFile:
+    """The file at `path` as it is now, to be known again: what is committed to one that was deleted is lost."""
 
-    @sa.event.listens_for(engine, "connect")
-    def connect(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves
-        _pragmas(
-            connection,
-            f"busy_timeout={int(BUSY_TIMEOUT_SECONDS * 1000)}",
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "cache_size=-32768",  # 32 MiB, for the warm ends of the indexes
-            f"wal_autocheckpoint={WAL_PAGES}",
-            "journal_size_limit=67108864",
-        )
+    def __init__(self, path: str) -> None:
+        """Raises DatabaseUnavailable where there is none."""
+        self.path = path
+        self._identity: tuple[int, int] | None = None
+        try:
+            self._identity = _identity(path)
+        except OSError:
+            self.check()  # says what is the matter
+
+    def problem(self) -> DatabaseUnavailable | None:
+        """None: the path still leads to this file. A stat."""
+        try:
+            if _identity(self.path) == self._identity:
+                return None
+            what = "was replaced by another file"
+        except FileNotFoundError:
+            what = "is gone"
+        except OSError as error:
+            what = f"can't be reached: {error.strerror}"
+        return DatabaseUnavailable(f"{self.path} {what}", remedy=_PUT_BACK)
+
+    def check(self) -> None:
+        """Raises `problem`."""
+        problem = self.problem()
+        if problem is not None:
+            raise problem
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)  # opening it instead would, at the close, take SQLite's locks away
+    return status.st_dev, status.st_ino
+
+
+def connect(path: str, *pragmas: str) -> sqlite3.Connection:
+    """A connection to a file that is there; it creates none. Transactions are the caller's. Raises sqlite3.Error."""
+    address = f"file://{quote(os.fsencode(os.path.abspath(path)))}?mode=rw"
+    connection = sqlite3.connect(address, uri=True, check_same_thread=False, isolation_level=None)
+    try:
+        for pragma in (f"busy_timeout={int(BUSY_TIMEOUT_SECONDS * 1000)}", *pragmas):
+            connection.execute(f"PRAGMA {pragma}").close()
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def writer_engine(path: str) -> sa.Engine:
+    """The one connection that writes. Use it from one thread at a time. Raises DatabaseUnavailable: no file."""
+    return _engine(
+        path,
+        1,
+        "BEGIN IMMEDIATE",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "cache_size=-32768",  # 32 MiB, for the warm ends of the indexes
+        f"wal_autocheckpoint={WAL_PAGES}",
+        "journal_size_limit=67108864",
+    )
+
+
+def reader_engine(path: str) -> sa.Engine:
+    """A small pool of connections that can't write. Raises DatabaseUnavailable: no file.
+
+    Not opened with mode=ro: the connection that closes last puts the WAL back into the file, and may be one of these.
+    """
+    return _engine(path, READERS, "BEGIN", "query_only=ON", "cache_size=-16384")
+
+
+def _engine(path: str, size: int, begin: str, *pragmas: str) -> sa.Engine:
+    file = DatabaseFile(path)
+
+    def connected() -> sqlite3.Connection:
+        file.check()  # a later connection must not be one to another file
+        return connect(path, *pragmas)
+
+    url = sa.URL.create("sqlite+pysqlite", database=path)
+    engine = sa.create_engine(url, creator=connected, poolclass=QueuePool, pool_size=size, max_overflow=0)
 
     @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    def begins(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(begin)
 
     return engine
 
@@ -78,36 +149,10 @@ def spare_room(engine: sa.Engine, path: str) -> None:
                 cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")  # waits for no reader
 
 
-def reader_engine(path: str) -> sa.Engine:
-    """A small pool of connections that can't write."""
-    engine = _engine(path, size=READERS)
-
-    @sa.event.listens_for(engine, "connect")
-    def connect(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None
-        _pragmas(connection, f"busy_timeout={int(BUSY_TIMEOUT_SECONDS * 1000)}", "query_only=ON", "cache_size=-16384")
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
-
-    return engine
-
-
-def _engine(path: str, *, size: int) -> sa.Engine:
-    url = sa.URL.create("sqlite+pysqlite", database=path)
-    return sa.create_engine(
-        url, poolclass=QueuePool, pool_size=size, max_overflow=0, connect_args={"check_same_thread": False}
-    )
-
-
-def _pragmas(connection: sqlite3.Connection, *pragmas: str) -> None:
-    for pragma in pragmas:
-        connection.execute(f"PRAGMA {pragma}").close()
-
-
 def translate(error: Exception, path: str = "the database") -> DatabaseUnavailable | StorageFull:
-    """The error of core/errors.py for one of the driver, or of SQLAlchemy around it."""
+    """The error of core/errors.py for one of the driver, or of SQLAlchemy around it; one of these as it is."""
+    if isinstance(error, DatabaseUnavailable):
+        return error
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:

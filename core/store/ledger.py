@@ -10,6 +10,8 @@ Guarantees:
 - No outcome is dropped. While the database is locked, full or broken the entries wait here and are tried again with
   back-off, without end; `health` says so meanwhile, so that no new message is claimed. It recovers by itself.
 - `write` has a transaction of its own; its errors go to the caller. While the database fails it fails at once.
+- Nothing is committed to a file that was deleted or replaced meanwhile: it is looked for before each commit, and where
+  the health is asked, since without mail there is no commit.
 
 Without a database (`path=None`) entries are disposed of and not recorded.
 """
@@ -33,8 +35,8 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlmodel import Session
 
 from core.domain.clock import Clock
-from core.errors import NotRunning, RelayError
-from core.store.engine import spare_room, translate, writer_engine
+from core.errors import DatabaseUnavailable, NotRunning, RelayError
+from core.store.engine import DatabaseFile, spare_room, translate, writer_engine
 from core.store.entry import Disposer, Entry
 from core.store.record import record
 
@@ -45,6 +47,7 @@ GROUP = 500  # entries a transaction at most
 _SMALL_GROUP = 200  # below this a busy ledger waits a moment for more
 _GATHER_STEP_SECONDS = 0.002
 _GATHER_STEPS = 15
+_LOOK_SECONDS = 0.1  # between looks for the file before claims, of which there are thousands a second
 _BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -97,6 +100,9 @@ class Ledger:
         self._deadline: float | None = None  # of close(), by time.monotonic()
         self._stopping = threading.Event()
         self.on_health: Callable[[Health], None] | None = None  # called in the writer thread at every change
+        self._file = DatabaseFile(path) if path is not None else None
+        self._lost: RelayError | None = None  # what was told of the file, if a look found it out
+        self._looked_at = time.monotonic()
         self._engine = writer_engine(path) if path is not None else None
         self._securing = ThreadPoolExecutor(1, "mpu-ledger-sync")  # a sync takes as long as writing the rows
         self._secured: Future[None] | None = None  # of the group at work
@@ -107,12 +113,15 @@ class Ledger:
 
     @property
     def health(self) -> Health:
-        """As of the last transaction."""
+        """As of the last transaction, and whether the file is still there now."""
+        self._look()
         return self._health
 
     @property
     def healthy(self) -> bool:
-        """False: claim nothing."""
+        """False: claim nothing. For each message: the file is looked for now and then."""
+        if time.monotonic() - self._looked_at > _LOOK_SECONDS:
+            self._look()
         return self._health.healthy
 
     def settle(self, entry: Entry) -> asyncio.Future[object]:
@@ -159,6 +168,17 @@ class Ledger:
         if self._engine is not None:
             self._engine.dispose()
         return self._health.waiting == 0
+
+    def _look(self) -> None:
+        """Whether the file is still there. While entries wait, the thread finds out by itself when it is again."""
+        self._looked_at = time.monotonic()
+        lost = self._file.problem() if self._file is not None else None
+        health = self._health
+        if lost is not None and health.healthy:
+            self._lost = lost
+            self._report(lost)
+        elif lost is None and not health.healthy and health.error is self._lost:
+            self._report(None)
 
     def _put(self, item: _Item) -> None:
         with self._closing:
@@ -261,16 +281,19 @@ class Ledger:
         return [settlement for one in group for settlement in self._commit_at_last([one])]
 
     def _commit(self, entries: Sequence[Entry]) -> None:
-        assert self._engine is not None
         now = self._clock.now()
         try:
-            with self._engine.begin() as connection:
-                record(connection, entries, now)
-                self._wait_secured()
+            self._write(entries, now)
         except UnicodeEncodeError:
-            with self._engine.begin() as connection:
-                record(connection, entries, now, clean=True)
-                self._wait_secured()
+            self._write(entries, now, clean=True)
+
+    def _write(self, entries: Sequence[Entry], now: float, *, clean: bool = False) -> None:
+        assert self._engine is not None
+        assert self._file is not None
+        with self._engine.begin() as connection:
+            record(connection, entries, now, clean=clean)
+            self._wait_secured()
+            self._file.check()
 
     def _wait_secured(self) -> None:
         if self._secured is not None:
@@ -289,10 +312,12 @@ class Ledger:
         answer: Any = None
         if job.run is not None:
             assert self._engine is not None
+            assert self._file is not None
             try:
                 with self._engine.begin() as connection, Session(bind=connection, expire_on_commit=False) as session:
                     answer = job.run(session)
                     session.flush()
+                    self._file.check()
             except (DBAPIError, sqlite3.Error) as error:
                 told = translate(error, str(self._path))
                 told.__cause__ = error
@@ -321,7 +346,7 @@ def _passes(error: Exception) -> bool:
     if isinstance(error, sqlite3.Error):
         never = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError, sqlite3.DataError)
         return not isinstance(error, never)
-    return isinstance(error, OSError | MemoryError | SQLAlchemyError)
+    return isinstance(error, OSError | MemoryError | SQLAlchemyError | DatabaseUnavailable)
 
 
 def _by_disposer(entries: Sequence[Entry]) -> Iterator[tuple[Disposer, list[int]]]:

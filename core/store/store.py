@@ -98,7 +98,7 @@ class Store:
     @property
     def healthy(self) -> bool:
         """Whether outcomes can be recorded and passwords opened: else nothing may be claimed."""
-        return self.problem is None
+        return self.ledger.healthy and self.secret_error is None
 
     @property
     def problem(self) -> RelayError | None:

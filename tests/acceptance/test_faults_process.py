@@ -17,6 +17,7 @@ from core.runtime import relay as relay_module
 from core.spool import watch
 from core.store import engine
 from tests.support.clock import ManualClock
+from tests.support.database import database
 from tests.support.relay import SIMPLE, Bench, account, add_account, mail, running, until
 from tests.support.smtp_server import Hang, Late, Script, SmtpServer
 from tests.support.spool import claim, raises_errno, spool_at
@@ -346,6 +347,36 @@ async def test_sqlite_busy_drops_no_outcome(tmp_path: Path, monkeypatch: pytest.
         assert bench.names() == []
         assert len(server.messages) == 5
         assert len((await bench.get("/history"))["items"]) == 5
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["deleted", "replaced"])
+async def test_a_database_lost_while_the_service_runs_is_told_and_nothing_new_is_claimed(
+    tmp_path: Path, other: bool
+) -> None:
+    aside = tmp_path / "aside"
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        path = Path(bench.relay.store.path)
+        bench.drop("a.eml", mail(1))
+        await bench.sends(1)
+        path.rename(aside)
+        if other:
+            database(path.parent)
+        ready = await bench.http.get("/health/ready")
+        assert (ready.status_code, ready.json()["reason"]) == (503, "database_unavailable")
+        alert = (await _alerts(bench))["database_unavailable"]
+        assert ("replaced" if other else "is gone") in alert["detail"]
+        assert "mpu restore" in alert["remedy"]
+        assert (await bench.http.post("/drain")).status_code == 503
+        bench.drop("b.eml", mail(2))
+        before = bench.relay.scheduler.runs("pickup")
+        bench.relay.scheduler.wake("pickup")
+        await until(lambda: bench.relay.scheduler.runs("pickup") > before, "the run")
+        assert bench.names() == ["b.eml"]
+        assert len(server.messages) == 1
+        assert path.exists() is other, "none is made by accident"
+        aside.rename(path)
+        assert (await bench.http.get("/health/ready")).json() == {"status": "ready"}
+        await until(lambda: len(server.messages) == 2, "the mail that waited, without another word")
 
 
 def _missing(path: Path, _: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.exc import DBAPIError
 
 from core.errors import DatabaseNewer, DatabaseUnavailable
-from core.store import engine
+from core.store import engine, settings
 from core.store.store import DATABASE_FILE, Store
 from core.store.tables import REVISION, Row
 from tests.support.database import MovableClock, database
@@ -151,6 +151,34 @@ def test_readers_cannot_write_and_see_one_state_throughout(tmp_path: Path) -> No
     finally:
         writer.dispose()
         readers.dispose()
+
+
+def test_a_reader_neither_makes_a_file_nor_opens_another_one(tmp_path: Path) -> None:
+    path = database(tmp_path)
+    with pytest.raises(DatabaseUnavailable, match="is gone"):
+        engine.reader_engine(str(tmp_path / "other"))
+    store = open_at(tmp_path)
+    try:
+        path.rename(tmp_path / "aside")
+        with pytest.raises(DatabaseUnavailable, match="is gone"):
+            store.read_now(lambda session: settings.get(session, "x"))
+        assert not path.exists()
+        database(tmp_path)
+        with pytest.raises(DatabaseUnavailable, match="replaced"):
+            store.read_now(lambda session: settings.get(session, "x"))
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("name", ["a b", "a?mode=memory", "a%41#b", "caf\udce9"])
+def test_the_last_connection_leaves_one_file_whatever_the_folder_is_called(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    database(folder)
+    store = open_at(folder)
+    store.read_now(lambda session: settings.get(session, "x"))  # a reader, which is closed behind the writer
+    store.close()
+    assert [found for found in os.listdir(folder) if found.startswith(DATABASE_FILE)] == [DATABASE_FILE]
 
 
 def test_the_writer_is_durable_and_checks_foreign_keys(tmp_path: Path) -> None:

@@ -338,6 +338,46 @@ async def test_a_full_disk_delays_outcomes_and_drops_none(ledger: Ledger, path: 
     assert rows(path, "SELECT count(*) FROM message") == [(400,)]
 
 
+@pytest.mark.parametrize("other", [False, True], ids=["deleted", "replaced"])
+async def test_nothing_is_committed_to_a_file_that_is_no_longer_at_its_path(
+    ledger: Ledger, path: Path, other: bool
+) -> None:
+    files, aside = Files(), path.with_name("aside.sqlite3")
+    await ledger.settle(entry("a.eml", disposal="a", disposer=files))
+    path.rename(aside)
+    if other:
+        database(path.parent)
+    waits = ledger.settle(entry("b.eml", disposal="b", disposer=files))
+    health = await changed(ledger, healthy=False)
+    assert ("replaced" if other else "is gone") in str(health.error)
+    assert health.error is not None
+    assert "mpu restore" in health.error.remedy
+    with pytest.raises(DatabaseUnavailable, match=health.error.detail):
+        await ledger.write(lambda session: settings.put(session, "x", 1))
+    assert files.groups == [["a"]]
+    assert path.exists() is other, "none is made by accident"
+    aside.rename(path)
+    assert await waits == "done b"
+    assert ledger.healthy
+    assert rows(path, "SELECT count(*) FROM message") == [(2,)]
+    assert rows(path, "SELECT count(*) FROM setting") == [(0,)]
+
+
+async def test_a_lost_file_is_noticed_and_found_again_where_nothing_is_committed(ledger: Ledger, path: Path) -> None:
+    seen: list[Health] = []
+    ledger.on_health = seen.append
+    aside = path.with_name("aside.sqlite3")
+    path.rename(aside)
+    lost = ledger.health
+    assert not lost.healthy
+    with pytest.raises(DatabaseUnavailable):
+        await ledger.write(lambda session: settings.put(session, "x", 1))
+    aside.rename(path)
+    assert ledger.health.healthy
+    assert [health.healthy for health in seen] == [False, True]
+    await ledger.write(lambda session: settings.put(session, "x", 1))
+
+
 async def test_what_is_not_committed_at_the_end_of_close_is_not_disposed_of(path: Path, locked: Locked) -> None:
     ledger = Ledger(str(path), clock=MovableClock())
     files = Files()

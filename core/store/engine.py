@@ -45,6 +45,11 @@ _PUT_BACK = (
     "stop MPU, put the file back, or a copy of `mpu backup` with `mpu restore FILE`, and start it again; all mail is "
     "still there"
 )
+_GIVE = (
+    "give the service's user the right to write the file, the -wal and -shm beside it and their folder, or make the "
+    "file system writable; it is tried again by itself"
+)
+_NOT_WRITABLE = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH)
 _NETWORK = ("nfs", "cifs", "smb", "afs", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "davfs")
 
 
@@ -149,12 +154,27 @@ def spare_room(engine: sa.Engine, path: str) -> None:
                 cursor.execute("PRAGMA wal_checkpoint(PASSIVE)")  # waits for no reader
 
 
+def renew(error: Exception, *engines: sa.Engine) -> None:
+    """Let the next try open anew where connections keep what is the matter: they would fail for ever.
+
+    All of the process, since they share the -shm: one that was opened read-only stays so for all of them.
+    """
+    if _code(error) in (*_NOT_WRITABLE, sqlite3.SQLITE_IOERR):
+        for engine in engines:
+            engine.dispose()
+
+
+def _code(error: Exception) -> int:
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return int(getattr(cause, "sqlite_errorcode", 0)) & 0xFF
+
+
 def translate(error: Exception, path: str = "the database") -> DatabaseUnavailable | StorageFull:
     """The error of core/errors.py for one of the driver, or of SQLAlchemy around it; one of these as it is."""
     if isinstance(error, DatabaseUnavailable):
         return error
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    code = _code(error)
     if code == sqlite3.SQLITE_FULL:
         return StorageFull(f"no space left for {path}: {cause}", remedy="make room; sending goes on by itself")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -166,10 +186,8 @@ def translate(error: Exception, path: str = "the database") -> DatabaseUnavailab
             f"{path} is damaged: {cause}",
             remedy=DAMAGED,
         )
-    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_AUTH):
-        return DatabaseUnavailable(
-            f"{path} can't be opened for writing: {cause}", remedy="give the service's user the file and its folder"
-        )
+    if code in _NOT_WRITABLE:
+        return DatabaseUnavailable(f"{path} can't be opened for writing: {cause}", remedy=_GIVE)
     return DatabaseUnavailable(f"{path} can't be used: {cause}", remedy="see the detail and the log of the system")
 
 
@@ -248,8 +266,12 @@ def _create(path: str, *, allowed: bool) -> bool:
 def migrate(path: str) -> None:
     """Bring the database at `path` to the present schema, all or nothing.
 
-    Raises DatabaseNewer where it was written by a newer MPU, DatabaseUnavailable where it is damaged or not ours.
+    Raises DatabaseNewer where it was written by a newer MPU, DatabaseUnavailable where it is damaged, not ours or can
+    only be read.
     """
+    for name in (path, f"{path}-wal", f"{path}-shm"):  # before SQLite makes a -shm as read-only as the file
+        if os.path.exists(name) and not os.access(name, os.W_OK, effective_ids=True):
+            raise DatabaseUnavailable(f"{name} can't be written", remedy=_GIVE)
     engine = writer_engine(path)
     try:
         with engine.begin() as connection:
@@ -264,6 +286,9 @@ def migrate(path: str) -> None:
                         f"{path} is damaged: {verdict}",
                         remedy=DAMAGED,
                     )
+            # Only a write shows that there can be one: on a read-only file BEGIN IMMEDIATE is a plain BEGIN in silence.
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar()
+            connection.exec_driver_sql(f"PRAGMA user_version = {version}")
     except (DBAPIError, sqlite3.Error) as error:
         raise translate(error, path) from error
     finally:

@@ -31,12 +31,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlmodel import Session
 
 from core.domain.clock import Clock
 from core.errors import DatabaseUnavailable, NotRunning, RelayError
-from core.store.engine import DatabaseFile, spare_room, translate, writer_engine
+from core.store.engine import DatabaseFile, renew, spare_room, translate, writer_engine
 from core.store.entry import Disposer, Entry
 from core.store.record import record
 
@@ -88,7 +89,8 @@ class _Raised:
 class Ledger:
     """See the module's text. Made and closed in the composition root; `settle` and `write` are called in a loop."""
 
-    def __init__(self, path: str | None, *, clock: Clock) -> None:
+    def __init__(self, path: str | None, *, clock: Clock, readers: Sequence[sa.Engine] = ()) -> None:
+        """`readers`: other engines on the file, opened anew together with the ledger's own."""
         self._path = path
         self._clock = clock
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
@@ -104,6 +106,7 @@ class Ledger:
         self._lost: RelayError | None = None  # what was told of the file, if a look found it out
         self._looked_at = time.monotonic()
         self._engine = writer_engine(path) if path is not None else None
+        self._engines = [*readers] if self._engine is None else [self._engine, *readers]
         self._securing = ThreadPoolExecutor(1, "mpu-ledger-sync")  # a sync takes as long as writing the rows
         self._secured: Future[None] | None = None  # of the group at work
         self._thread = threading.Thread(target=self._run, name="mpu-ledger", daemon=True)
@@ -257,6 +260,7 @@ class Ledger:
             except Exception as error:  # noqa: BLE001 - whatever it is, these outcomes must not be lost
                 if not _passes(error):
                     return self._commit_apart(group, error)
+                renew(error, *self._engines)
                 self._report(translate(error, str(self._path)), waiting=len(group) + len(self._backlog))
             else:
                 self._report(None)
@@ -319,6 +323,7 @@ class Ledger:
                     session.flush()
                     self._file.check()
             except (DBAPIError, sqlite3.Error) as error:
+                renew(error, *self._engines)
                 told = translate(error, str(self._path))
                 told.__cause__ = error
                 answer = _Raised(told)

@@ -41,7 +41,7 @@ class Store:
         self._readers = engine.reader_engine(path)
         self._threads = ThreadPoolExecutor(engine.READERS, thread_name_prefix="mpu-read")
         self._rotation = asyncio.Lock()
-        self.ledger = Ledger(path, clock=clock)
+        self.ledger = Ledger(path, clock=clock, readers=[self._readers])
 
     @staticmethod
     def open(
@@ -89,6 +89,7 @@ class Store:
             with self._readers.begin() as connection, Session(bind=connection, expire_on_commit=False) as session:
                 return run(session)
         except (DBAPIError, sa.exc.TimeoutError, sqlite3.Error) as error:
+            engine.renew(error, self._readers)
             raise engine.translate(error, self.path) from error
 
     def write(self, run: Callable[[Session], T]) -> asyncio.Future[T]:

@@ -15,7 +15,9 @@ from core.runtime import relay as relay_module
 from core.runtime.relay import Relay
 from core.store.store import DATABASE_FILE
 from tests.support.command import mpu
+from tests.support.database import database
 from tests.support.relay import Bench, account, mail, running, settings_for, until
+from tests.support.rights import open_folder, owner_of
 from tests.support.service import mail_server, service, taken, wait_until
 from tests.support.smtp_server import SmtpServer
 
@@ -291,6 +293,28 @@ async def test_a_start_that_failed_for_want_of_room_goes_on_by_itself(
     finally:
         await relay.stop()
     assert relay.state == "stopped"
+
+
+async def test_a_database_that_can_only_be_read_is_no_start_and_sends_nothing_until_it_can_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay_module, "START_AGAIN_SECONDS", (0.01,))
+    with open_folder() as folder:
+        settings = settings_for(folder)
+        settings.data_dir.mkdir()
+        path = database(settings.data_dir)
+        path.chmod(0o400)
+        with owner_of(folder):
+            relay = Relay(settings)
+            await relay.start()
+            try:
+                assert relay.health().status == "unavailable"
+                assert relay.failure is not None
+                assert "can't be written" in relay.failure.detail
+                path.chmod(0o600)
+                await until(lambda: relay.health().status == "ready", "the start")
+            finally:
+                await relay.stop()
 
 
 async def test_a_start_tried_again_that_fails_with_the_database_open_is_told_and_stops_in_order(

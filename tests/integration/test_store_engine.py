@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import stat
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,8 @@ from core.errors import DatabaseNewer, DatabaseUnavailable
 from core.store import engine, settings
 from core.store.store import DATABASE_FILE, Store
 from core.store.tables import REVISION, Row
-from tests.support.database import MovableClock, database
+from tests.support.database import MovableClock, database, entry
+from tests.support.rights import open_folder, owner_of
 
 
 def open_at(folder: Path, *, create: bool = False, mountinfo: str = "/proc/self/mountinfo") -> Store:
@@ -61,6 +64,62 @@ def test_a_file_that_others_may_read_is_closed_to_them(tmp_path: Path) -> None:
     database(tmp_path).chmod(0o644)
     open_at(tmp_path).close()
     assert stat.S_IMODE((tmp_path / DATABASE_FILE).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("which", ["", "-wal", "-shm"])
+def test_a_file_that_can_only_be_read_is_refused_until_it_can_be_written(which: str) -> None:
+    with open_folder() as folder:
+        path = database(folder)
+        open_at(folder).close()
+        with owner_of(folder), ExitStack() as opened:
+            if which:  # beside the file while somebody has it open, or was killed
+                opened.enter_context(closing(engine.connect(str(path), "journal_mode=WAL")))
+            there = sorted(os.listdir(folder))
+            Path(f"{path}{which}").chmod(0o400)
+            with pytest.raises(DatabaseUnavailable, match=f"{DATABASE_FILE}{which} can't be written") as caught:
+                open_at(folder)
+            assert "-wal and -shm" in caught.value.remedy
+            assert sorted(os.listdir(folder)) == there, "no -shm that would be as read-only"
+            Path(f"{path}{which}").chmod(0o600)
+            open_at(folder).close()
+
+
+def test_a_database_that_turns_out_to_be_read_only_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the mode says: SQLite opens it all the same, and begins a transaction that only reads."""
+    with open_folder() as folder:
+        database(folder).chmod(0o400)
+        monkeypatch.setattr(os, "access", lambda *_, **__: True)
+        with owner_of(folder), pytest.raises(DatabaseUnavailable, match="can't be opened for writing") as caught:
+            open_at(folder)
+    assert "-wal and -shm" in caught.value.remedy
+
+
+async def test_a_database_that_can_be_written_again_is_written_again() -> None:
+    """Connections that were opened meanwhile would stay read-only, and so would the -shm that they made."""
+    with open_folder() as folder:
+        path = database(folder)
+        store = open_at(folder)
+        path.chmod(0o400)
+        try:
+            with owner_of(folder):
+                await _fails_until_it_can_be_written(store)
+        finally:
+            await asyncio.to_thread(store.close)
+
+
+async def _fails_until_it_can_be_written(store: Store) -> None:
+    with pytest.raises(DatabaseUnavailable, match="can't be opened for writing"):
+        await store.write(lambda session: settings.put(session, "x", 1))
+    await store.read(lambda session: settings.get(session, "x"))  # this one opens the -shm that the other left
+    settled = store.ledger.settle(entry())
+    async with asyncio.timeout(10):
+        while store.healthy:
+            await asyncio.sleep(0.005)
+    for file in Path(store.path).parent.glob(f"{DATABASE_FILE}*"):
+        file.chmod(0o600)
+    async with asyncio.timeout(10):
+        await settled
+    assert store.healthy
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ def parse_keys(text: str) -> list[str]:
 
 def write_keys(path: str, keys: Sequence[str]) -> None:
     """Replace the file so that after a kill or a power cut it is the old or the new one, whole."""
-    folder = os.path.dirname(path)
+    folder = os.path.dirname(os.path.abspath(path))  # of a bare file name too
     temporary = f"{path}.new"
     if os.path.lexists(temporary):  # of a start that was killed
         os.unlink(temporary)

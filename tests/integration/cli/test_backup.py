@@ -47,6 +47,17 @@ def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert mpu("migrate") == 0
 
 
+def test_a_bare_file_name_is_one_in_the_folder_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert mpu("migrate") == mpu("key", "create", "one") == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert mpu("backup", "copy", "--with-key", "--data-dir", tmp_path / "data") == 0
+    assert mpu("backup", "copy", "--with-key", "--overwrite", "--data-dir", tmp_path / "data") == 0
+    assert sorted(os.listdir(elsewhere)) == ["copy", "copy.key"]
+    assert mpu("restore", "copy", "--data-dir", tmp_path / "data") == 0
+
+
 def test_restore_makes_the_data_directory(tmp_path: Path) -> None:
     assert mpu("migrate") == mpu("key", "create", "one") == 0
     assert mpu("backup", tmp_path / "copy", "--with-key") == 0

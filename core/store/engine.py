@@ -25,7 +25,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
 from core.errors import DatabaseNewer, DatabaseUnavailable, StorageFull
-from core.store.tables import REVISION
+from core.store.tables import REVISION, Row
 
 READERS = 4  # threads, and connections for them
 WAL_PAGES = 4000  # 16 MiB until it goes back into the file; a page that many groups touch goes back once
@@ -278,6 +278,7 @@ def migrate(path: str) -> None:
             present = _revision(connection, path)
             if present != REVISION:
                 _upgrade(connection, present, path)
+            _whole(connection, path)
         with engine.begin() as connection:
             if os.path.getsize(path) <= _CHECKED_BYTES:
                 verdict = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
@@ -296,13 +297,30 @@ def migrate(path: str) -> None:
 
 
 def _revision(connection: sa.Connection, path: str) -> str | None:
-    tables = set(connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars())
-    if "alembic_version" in tables:
-        revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
-        return None if revision is None else str(revision)
-    if tables:
+    """None: there is nothing in it yet. Raises DatabaseUnavailable where it isn't ours, or no longer whole."""
+    found = _tables(connection)
+    if not found:
+        return None
+    ours = set(Row.metadata.tables)
+    if len(found & ours) * 2 < len(ours):  # others have an `account` too, and newer MPUs other tables beside these
         raise DatabaseUnavailable(f"{path} is another program's database", remedy="move it away")
-    return None
+    revision = None
+    if "alembic_version" in found:
+        revision = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
+    if revision is None:
+        raise DatabaseUnavailable(f"{path} is damaged: it does not say of which version it is", remedy=DAMAGED)
+    return str(revision)
+
+
+def _whole(connection: sa.Connection, path: str) -> None:
+    """Raises DatabaseUnavailable where a table of the present schema is missing."""
+    missing = set(Row.metadata.tables) - _tables(connection)
+    if missing:
+        raise DatabaseUnavailable(f"{path} is damaged: without {', '.join(sorted(missing))}", remedy=DAMAGED)
+
+
+def _tables(connection: sa.Connection) -> set[str]:
+    return set(connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars())
 
 
 def _upgrade(connection: sa.Connection, present: str | None, path: str) -> None:

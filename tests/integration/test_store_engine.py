@@ -160,12 +160,41 @@ def test_a_newer_schema_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     assert caught.value.remedy
 
 
-def test_another_programs_database_is_refused(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / DATABASE_FILE) as connection:
-        connection.execute("CREATE TABLE theirs (x)")
-    connection.close()
-    with pytest.raises(DatabaseUnavailable, match="another program"):
+@pytest.mark.parametrize(
+    "statements",
+    [
+        "CREATE TABLE theirs (x)",
+        "CREATE TABLE account (x); CREATE TABLE message (x)",
+        "CREATE TABLE theirs (x); CREATE TABLE alembic_version (version_num); INSERT INTO alembic_version VALUES ('1')",
+        "CREATE TABLE alembic_version (version_num)",
+    ],
+    ids=["no name of ours", "some names as ours", "with Alembic", "nothing but Alembic's"],
+)
+def test_another_programs_database_is_refused(tmp_path: Path, statements: str) -> None:
+    changed(tmp_path / DATABASE_FILE, statements)
+    with pytest.raises(DatabaseUnavailable, match="another program") as caught:
         open_at(tmp_path, create=True)
+    assert not isinstance(caught.value, DatabaseNewer)
+    assert caught.value.remedy == "move it away"
+
+
+@pytest.mark.parametrize(
+    "statements",
+    ["DROP TABLE alembic_version", "DELETE FROM alembic_version", "DROP TABLE attempt", "DROP TABLE setting"],
+)
+def test_our_database_with_something_missing_is_damaged(tmp_path: Path, statements: str) -> None:
+    path = database(tmp_path)
+    changed(path, statements)
+    was = path.read_bytes()
+    with pytest.raises(DatabaseUnavailable, match="is damaged") as caught:
+        open_at(tmp_path, create=True)
+    assert caught.value.remedy == engine.DAMAGED
+    assert path.read_bytes() == was
+
+
+def changed(path: Path, statements: str) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(statements)
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "nfs", "cifs", "smb3", "fuse.sshfs"])

@@ -11,7 +11,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from api.cli.output import complain, say, size
-from api.cli.settings import Config, DataDir, local_settings
+from api.cli.settings import Config, DataDir, local_settings, prepare_data_dir
 from core.errors import DatabaseUnavailable, StateConflict
 from core.runtime.instance import DataDirLock
 from core.store import copies
@@ -60,7 +60,7 @@ def restore(
         if not without_key and key_file.exists():
             key_source = open_files.enter_context(_opened(key_file))
         settings = local_settings(data_dir, config, become_owner=False)
-        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        prepare_data_dir(settings.data_dir)
         settings = local_settings(data_dir, config)
         with DataDirLock(settings.data_dir, exclusive=True):
             done = copies.restore(

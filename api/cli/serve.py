@@ -24,7 +24,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.cli.output import EXIT_FAILED, complain, say
-from api.cli.settings import Config, DataDir
+from api.cli.settings import Config, DataDir, prepare_data_dir
 from core.errors import RelayError
 from core.logs import configure_logs
 from core.runtime.instance import DataDirLock, ServiceLock
@@ -192,19 +192,6 @@ class Server(uvicorn.Server):
         notify("STOPPING=1")
         self.should_exit = True
         self._begin_stop()
-
-
-def prepare_data_dir(data_dir: Path) -> None:
-    """Make it, and keep others out (0700). Raises RelayError."""
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if data_dir.stat().st_mode & 0o077:
-            data_dir.chmod(0o700)
-    except OSError as error:
-        raise RelayError(
-            f"the data directory {data_dir} can't be used: {error.strerror}",
-            remedy="Make it and give it to the service's user, or choose another: --data-dir or MPU_DATA_DIR.",
-        ) from None
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -31,15 +31,34 @@ def local_settings(data_dir: Path | None, config: Path | None, *, become_owner: 
     return settings
 
 
+def prepare_data_dir(data_dir: Path) -> None:
+    """Make it, and keep others out (0700). Raises DatabaseUnavailable."""
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if data_dir.stat().st_mode & 0o077:
+            data_dir.chmod(0o700)
+    except OSError as error:
+        raise _unusable(
+            data_dir, error, "Make it and give it to the service's user, or choose another: --data-dir or MPU_DATA_DIR."
+        ) from None
+
+
 def _become_owner(data_dir: Path) -> None:
     try:
         status = data_dir.stat()
     except OSError as error:
-        raise DatabaseUnavailable(
-            f"the data directory {data_dir} can't be used: {error.strerror}",
-            remedy="Name the right one: --data-dir or MPU_DATA_DIR; run it as root or as the service's user.",
+        raise _unusable(
+            data_dir, error, "Name the right one: --data-dir or MPU_DATA_DIR; run it as root or as the service's user."
         ) from None
     if os.geteuid() == 0 and status.st_uid != 0:
         os.setgroups([])
         os.setresgid(status.st_gid, status.st_gid, status.st_gid)
         os.setresuid(status.st_uid, status.st_uid, status.st_uid)
+
+
+def _unusable(data_dir: Path, error: OSError, remedy: str) -> DatabaseUnavailable:
+    why = error.strerror
+    for path in (data_dir, *data_dir.parents):  # of a link without an end mkdir says that it exists
+        if path.is_symlink() and not path.exists():
+            why = f"{path} is a link to {path.readlink()}, which is not there"
+    return DatabaseUnavailable(f"the data directory {data_dir} can't be used: {why}", remedy=remedy)

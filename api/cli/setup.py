@@ -23,7 +23,7 @@ import typer
 from api.cli import account as options
 from api.cli.client import KeyFile, Url, base_url, complain_of, find_key
 from api.cli.output import EXIT_ACCOUNT, EXIT_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, complain, say
-from api.cli.settings import Config, DataDir, local_settings
+from api.cli.settings import Config, DataDir, local_settings, prepare_data_dir
 from api.cli.undo import Undo, make_folder
 from core.domain.presets import PRESETS, Preset
 from core.logs import configure_logs
@@ -262,7 +262,6 @@ async def _service(
             yield client
         return
     from api.app import create_app
-    from api.cli.serve import prepare_data_dir
     from core.runtime.instance import DataDirLock
     from core.runtime.offline import OfflineRelay
 

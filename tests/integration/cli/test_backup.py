@@ -66,6 +66,29 @@ def test_restore_makes_the_data_directory(tmp_path: Path) -> None:
     assert _keys(tmp_path / "new") == _keys(tmp_path / "data")
 
 
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ("file/x", "Not a directory"),
+        ("file", "File exists"),
+        ("link", "link is a link to /not/there, which is not there"),
+        ("link/x", "link is a link to /not/there, which is not there"),
+    ],
+)
+def test_restore_says_why_the_data_directory_can_not_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str, why: str
+) -> None:
+    assert mpu("migrate") == 0
+    assert mpu("backup", tmp_path / "copy") == 0
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("/not/there")
+    assert mpu("restore", tmp_path / "copy", "--data-dir", tmp_path / where) == 1
+    told = capsys.readouterr().err
+    assert f"the data directory {tmp_path / where} can't be used: " in told
+    assert why in told
+    assert "--data-dir" in told
+
+
 def test_a_key_of_the_environment_is_not_copied(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,8 @@ import pytest
 from fastapi import FastAPI
 from pydantic import SecretStr
 
-from api.cli.serve import listen, prepare_data_dir, serve_app, url_of, welcome
+from api.cli.serve import listen, serve_app, url_of, welcome
+from api.cli.settings import prepare_data_dir
 from core.errors import RelayError
 from core.settings import Settings
 

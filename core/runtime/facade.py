@@ -109,8 +109,8 @@ class Messages(Protocol):
 
         An Idempotency-Key counts for 24 hours and the actor's key. Raises NotFound (directory), StorageFull,
         DirectoryUnavailable, MessageRejected 5.3.4 over `max_message_bytes` (nothing is left behind), InvalidSettings
-        with the pointer "header/Idempotency-Key" where another body came with it, StateConflict where its first use
-        runs still.
+        with the pointer "header/Idempotency-Key" where another body or directory came with it, StateConflict where its
+        first use runs still, DatabaseUnavailable where the key can't be kept (nothing is written then).
         """
         ...
 

@@ -7,6 +7,7 @@ import hashlib
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,8 +15,9 @@ from core.domain.account import DotStuffing
 from core.domain.message import State, parse_message_id
 from core.domain.outcome import Outcome
 from core.domain.reply import Phase
-from core.errors import DirectoryUnavailable, FieldError, InvalidSettings, NotFound, StateConflict
+from core.errors import DirectoryUnavailable, FieldError, InvalidSettings, NotFound, RelayError, StateConflict
 from core.runtime.explain import Explainer
+from core.runtime.inlets import Inlet
 from core.runtime.queue import Queue, shown
 from core.runtime.views import (
     Actor,
@@ -32,6 +34,8 @@ from core.store import history, idempotency
 from core.store.entry import Status
 from core.store.store import Store
 
+_Key = tuple[int, str]  # id of the API key, Idempotency-Key
+
 
 @dataclass(slots=True)
 class Messages:
@@ -41,7 +45,7 @@ class Messages:
     store: Store
     explainer: Explainer
     uploads: ThreadPoolExecutor  # of their own: a slow client holds a thread, and other work must not wait for that
-    _under_way: set[tuple[int, str]] = field(default_factory=set)
+    _under_way: set[_Key] = field(default_factory=set)
 
     def close(self) -> None:
         """No more are taken; what is being handed over ends with its request."""
@@ -54,42 +58,62 @@ class Messages:
     ) -> Submitted:
         """Durably and atomically into the directory. See facade.Messages."""
         inlet = self.queue.inlets.get(directory)
+        hashed = _Hashed(stream)
         if idempotency_key is None:
-            return await self._write(directory, _Hashed(stream))
+            loop = asyncio.get_running_loop()
+            return _taken(inlet, await loop.run_in_executor(self.uploads, inlet.spool.submit, hashed.blocking(loop)))
         key = (actor.key_id, idempotency_key)
         if key in self._under_way:
             raise StateConflict("a mail with this Idempotency-Key is just being taken", state="running")
         self._under_way.add(key)
-        try:
-            hashed = _Hashed(stream)
-            used = await self.store.read(
-                lambda s: idempotency.find(s, idempotency_key, api_key=actor.key_id, now=self.queue.clock.now())
-            )
-            if used is not None:
+        once = asyncio.get_running_loop().create_task(self._once(inlet, hashed, key))
+        once.add_done_callback(lambda task: self._ended(key, task))
+        return await asyncio.shield(once)  # who hangs up must not leave the key free while a thread still writes
+
+    def _ended(self, key: _Key, once: asyncio.Task[Submitted]) -> None:
+        self._under_way.discard(key)
+        if not once.cancelled():
+            once.exception()  # the caller may be gone
+
+    async def _once(self, inlet: Inlet, hashed: _Hashed, key: _Key) -> Submitted:
+        """The key is reserved when the mail is whole and before it is put in: then a repetition finds the one or the
+        other, whatever happened in between.
+        """
+        api_key, name = key
+        directory, now = inlet.directory.name, self.queue.clock.now
+        used = await self.store.read(lambda s: idempotency.find(s, name, api_key=api_key, now=now()))
+        if used is not None:
+            if used.written or await self._came(inlet, used.message_id):
                 return await _same(hashed, used, directory)
-            submitted = await self._write(inlet.directory.name, hashed)
-            digest = hashed.digest()
+        loop, spool = asyncio.get_running_loop(), inlet.spool
+        again = None if used is None else parse_message_id(used.message_id).name
+        staged = await loop.run_in_executor(self.uploads, spool.stage, hashed.blocking(loop), again)
+        message_id, digest = staged.identity.id, hashed.digest()
+        try:
+            _check_body(used, digest)
             await self.store.write(
-                lambda s: idempotency.remember(
-                    s,
-                    idempotency_key,
-                    api_key=actor.key_id,
-                    body_hash=digest,
-                    message_id=submitted.id,
-                    now=self.queue.clock.now(),
+                lambda s: idempotency.reserve(
+                    s, name, api_key=api_key, body_hash=digest, message_id=message_id, now=now()
                 )
             )
-            return submitted
-        finally:
-            self._under_way.discard(key)
+        except BaseException:
+            await asyncio.to_thread(spool.drop, staged)
+            raise
+        submitted = _taken(inlet, await asyncio.to_thread(spool.put_in, staged))
+        with suppress(RelayError):  # it spares repetitions a search, no more: nobody waits for it
+            self.store.write(
+                lambda s: idempotency.written(s, name, api_key=api_key, message_id=message_id)
+            ).add_done_callback(lambda future: future.cancelled() or future.exception())
+        return submitted
 
-    async def _write(self, directory: str, hashed: _Hashed) -> Submitted:
-        inlet = self.queue.inlets.get(directory)
-        loop = asyncio.get_running_loop()
-        entry = await loop.run_in_executor(self.uploads, inlet.spool.submit, hashed.blocking(loop))
-        if inlet.directory.enabled:
-            inlet.cycle.offer(entry.identity.name)
-        return Submitted(entry.identity.id, directory, entry.size)
+    async def _came(self, inlet: Inlet, message_id: str) -> bool:
+        """Whether the mail of a reserved key came into the directory. It is there until the history has it."""
+
+        def holds() -> bool:
+            inlet.spool.open()
+            return inlet.spool.holds(parse_message_id(message_id))
+
+        return await asyncio.to_thread(holds) or await self.store.read(lambda s: history.knows(s, message_id))
 
     # --- its life ---
 
@@ -188,16 +212,28 @@ class _Hashed:
             yield chunk
 
 
+def _taken(inlet: Inlet, entry: Entry) -> Submitted:
+    if inlet.directory.enabled:
+        inlet.cycle.offer(entry.identity.name)
+    return Submitted(entry.identity.id, inlet.directory.name, entry.size)
+
+
 async def _same(hashed: _Hashed, used: idempotency.Use, directory: str) -> Submitted:
     """The same key again: the same answer for the same mail, 422 for another."""
     size = 0
     while chunk := await hashed.read():
         size += len(chunk)
-    if hashed.digest() != used.body_hash:
-        raise InvalidSettings(
-            [FieldError("header/Idempotency-Key", "reused", "came with another mail in the last 24 hours")]
-        )
+    _check_body(used, hashed.digest())
     return Submitted(used.message_id, directory, size, replayed=True)
+
+
+def _check_body(used: idempotency.Use | None, digest: str) -> None:
+    if used is not None and digest != used.body_hash:
+        raise _reused("came with another mail in the last 24 hours")
+
+
+def _reused(detail: str) -> InvalidSettings:
+    return InvalidSettings([FieldError("header/Idempotency-Key", "reused", detail)])
 
 
 def _name_of(message_id: str) -> str:

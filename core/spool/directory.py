@@ -19,9 +19,10 @@ from core.errors import DirectoryUnavailable
 from core.spool import check as checking
 from core.spool import claim as claiming
 from core.spool import dispose as disposal
-from core.spool import operate
+from core.spool import names, operate
 from core.spool import recover as recovery
 from core.spool.kernel import Features
+from core.spool.operate import Staged
 from core.spool.place import Place, open_place, unavailable
 from core.spool.scan import Scan, count, entries, find
 from core.spool.values import (
@@ -53,6 +54,7 @@ __all__ = [
     "Opened",
     "PutBack",
     "Recovered",
+    "Staged",
     "ToBadmail",
     "Verdict",
 ]
@@ -327,8 +329,26 @@ class DirectorySpool:
 
     def submit(self, chunks: Iterable[bytes], name: bytes | str | None = None) -> Entry:
         """Write one, durable and atomic. Raises MessageRejected (empty, too large), StorageFull, StorageBroken."""
+        staged = self.stage(chunks, name)
+        return _put_in(staged, names.alternatives(staged.identity.name))
+
+    def stage(self, chunks: Iterable[bytes], name: bytes | str | None = None) -> Staged:
+        """The first half of `submit`: whole, synced, and its identity known. `put_in` or `drop` must follow."""
         with self.place as place:
-            return operate.submit(place, chunks, name)
+            return operate.stage(place, chunks, name)
+
+    def put_in(self, staged: Staged) -> Entry:
+        """The second half, under exactly the name that it was staged with. Raises DirectoryUnavailable if taken."""
+        return _put_in(staged, [staged.identity.name])
+
+    def drop(self, staged: Staged) -> None:
+        """Instead of the second half: nothing of it stays."""
+        operate.drop(staged)
+
+    def holds(self, message_id: MessageId) -> bool:
+        """Whether it is here, in whatever state, or in flight. Raises DirectoryUnavailable."""
+        with self.place as place:
+            return operate.holds(place, message_id)
 
     def proven(self) -> DotStuffing | None:
         """What was proved of this directory's writers before."""
@@ -346,6 +366,14 @@ class DirectorySpool:
                 return checking.check(place)
         except DirectoryUnavailable as error:
             return checking.unreachable(error)
+
+
+def _put_in(staged: Staged, candidates: Iterable[bytes]) -> Entry:
+    try:
+        with staged.place:
+            return operate.put_in(staged, candidates)
+    finally:
+        operate.drop(staged)
 
 
 def _reached(place: Place, recovered: Iterator[Recovered]) -> Iterator[Recovered]:

@@ -5,6 +5,7 @@ Each takes the message's lock first, so none can race a claim, and compares the 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -109,39 +110,73 @@ def open_raw(place: Place, entry: Entry) -> int:
     return fd
 
 
-def submit(place: Place, chunks: Iterable[bytes], name: bytes | str | None) -> Entry:
-    """Write, sync, rename without overwriting, sync the directory."""
+@dataclass(slots=True)
+class Staged:
+    """A mail that is whole and synced, under a temporary name, with the identity that it will have."""
+
+    place: Place
+    dir_fd: int  # of where it lies now; its own
+    temporary: bytes
+    identity: MessageIdentity
+    mtime: float
+
+
+def stage(place: Place, chunks: Iterable[bytes], name: bytes | str | None) -> Staged:
+    """Write and sync; `put_in` or `drop` must follow. Raises MessageRejected, StorageFull, StorageBroken."""
     place.check_path()
-    base = _suggested(place, name)
-    temporary = TEMPORARY + secrets.token_hex(8).encode()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    spool_fd = place.mpu_fd
-    if place.settings.format is MessageFormat.MAILDIR:
-        with suppress(OSError):  # its own place for half files
-            spool_fd = os.open(b"tmp", DIRECTORY, dir_fd=place.root_fd)
+    base, temporary = _suggested(place, name), TEMPORARY + secrets.token_hex(8).encode()
+    dir_fd = _for_half_files(place)
     try:
-        fd = os.open(temporary, flags, 0o640, dir_fd=spool_fd)
+        fd = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640, dir_fd=dir_fd
+        )
         try:
             _fill(place, fd, chunks)
             os.fchmod(fd, 0o640)
             os.fsync(fd)
             found = os.fstat(fd)
-            file_name = _into(place, spool_fd, temporary, base)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary, dir_fd=spool_fd)
-            raise
         finally:
             os.close(fd)
+    except BaseException as error:
+        _discard(dir_fd, temporary)
+        if isinstance(error, OSError):
+            raise claim_error(place, error) from None
+        raise
+    identity = MessageIdentity(place.settings.name, base, found.st_mtime_ns, found.st_size)
+    return Staged(place, dir_fd, temporary, identity, found.st_mtime)
+
+
+def put_in(staged: Staged, candidates: Iterable[bytes]) -> Entry:
+    """Rename to the first of these names that is free, without overwriting, and sync the directory."""
+    place, was = staged.place, staged.identity
+    try:
+        place.check_path()
+        name = _into(place, staged, candidates)
         sync_directory(place, place.work_fd)
     except OSError as error:
         raise claim_error(place, error) from None
-    finally:
-        if spool_fd != place.mpu_fd:
-            os.close(spool_fd)
-    # by its descriptor, not its name: it may be sent and gone already
-    identity = MessageIdentity(place.settings.name, file_name, found.st_mtime_ns, found.st_size)
-    return Entry(identity, State.WAITING, place.prefix + file_name, found.st_size, found.st_mtime)
+    # from before the rename: it may be sent and gone already
+    identity = replace(was, name=name)
+    return Entry(identity, State.WAITING, place.prefix + name, was.size, staged.mtime)
+
+
+def drop(staged: Staged) -> None:
+    """Nothing of it stays under its temporary name. Harmless when called twice."""
+    dir_fd, staged.dir_fd = staged.dir_fd, -1
+    if dir_fd >= 0:
+        _discard(dir_fd, staged.temporary)
+
+
+def holds(place: Place, message_id: MessageId) -> bool:
+    """Whether it lies here in whatever state, or is in flight."""
+    for _ in range(3):  # it may be on its way from one state to another
+        claimed = [claim.identity for claim in list(place.claimed.values())]
+        if any((one.name, one.tag) == (message_id.name, message_id.tag) for one in claimed):
+            return True
+        with suppress(NotFound):
+            find(place, message_id)
+            return True
+    return False
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
@@ -276,9 +311,25 @@ def _fill(place: Place, fd: int, chunks: Iterable[bytes]) -> None:
         raise MessageRejected("5.6.0", "the message is empty")
 
 
-def _into(place: Place, spool_fd: int, temporary: bytes, base: bytes) -> bytes:
-    for name in names.alternatives(base):
+def _into(place: Place, staged: Staged, candidates: Iterable[bytes]) -> bytes:
+    for name in candidates:
         with suppress(FileExistsError):
-            kernel.rename_noreplace(temporary, name, old_fd=spool_fd, new_fd=place.work_fd, features=place.features)
+            kernel.rename_noreplace(
+                staged.temporary, name, old_fd=staged.dir_fd, new_fd=place.work_fd, features=place.features
+            )
             return name
-    raise FileExistsError(base)
+    raise FileExistsError(errno.EEXIST, "the name is taken")
+
+
+def _for_half_files(place: Place) -> int:
+    """A descriptor of where they lie, for the caller to close: in a Maildir its own place for them."""
+    if place.settings.format is MessageFormat.MAILDIR:
+        with suppress(OSError):
+            return os.open(b"tmp", DIRECTORY, dir_fd=place.root_fd)
+    return os.dup(place.mpu_fd)
+
+
+def _discard(dir_fd: int, temporary: bytes) -> None:
+    with suppress(OSError):
+        os.unlink(temporary, dir_fd=dir_fd)
+    os.close(dir_fd)

@@ -273,6 +273,11 @@ def life(session: Session, message_id: str) -> Life:
     )
 
 
+def knows(session: Session, message_id: str) -> bool:
+    """Whether anything was recorded of the message."""
+    return session.exec(select(MessageRow.id).where(MessageRow.message_id == message_id)).first() is not None
+
+
 def _attempts(session: Session, message: MessageRow, recipients: Sequence[RecipientLine]) -> tuple[AttemptLine, ...]:
     """The rows; and the only attempt of a mail that went out at once, which has none (record.py)."""
     query = (

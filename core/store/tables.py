@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import registry
 from sqlmodel import Field, SQLModel
 
-REVISION = "0001"  # what these tables look like; a test compares it with the newest in migrations/
+REVISION = "0002"  # what these tables look like; a test compares it with the newest in migrations/
 
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -297,7 +297,7 @@ class SettingRow(Row, table=True):
 
 
 class IdempotencyRow(Row, table=True):
-    """An Idempotency-Key that was used, and what came of it."""
+    """An Idempotency-Key, reserved before its mail is put into the directory."""
 
     __tablename__ = "idempotency"
 
@@ -306,3 +306,4 @@ class IdempotencyRow(Row, table=True):
     body_hash: str
     message_id: str
     created_at: int = Field(index=True)
+    written: bool  # the mail was put into its directory; False: perhaps

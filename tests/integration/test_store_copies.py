@@ -21,6 +21,7 @@ from core.store import accounts
 from core.store.copies import KEY_SUFFIX, Restored, back_up, restore
 from core.store.secrets import KEY_FILE
 from core.store.store import DATABASE_FILE
+from core.store.tables import REVISION
 from tests.support.database import START, entry, open_store
 
 STAMP = "20270115T080000Z"
@@ -151,7 +152,7 @@ async def test_a_restore_keeps_what_was_there_aside(tmp_path: Path) -> None:
     (data / f"{DATABASE_FILE}-wal").write_bytes(b"of the old one")
     before = content(data)
     done = put_back(data, copy)
-    assert done == Restored("0001", str(data / f"before-restore-{STAMP}"), ())
+    assert done == Restored(REVISION, str(data / f"before-restore-{STAMP}"), ())
     assert {f"before-restore-{STAMP}/{name}": octets for name, octets in before.items() if name != "database-made"} == {
         name: octets for name, octets in content(data).items() if name.startswith("before")
     }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -297,6 +298,24 @@ def test_the_revisions_make_what_the_tables_say(tmp_path: Path) -> None:
         "ix_recipient_status": "status <> 'sent'",
         "ix_recipient_superseded_by": "superseded_by > 0",
     }
+
+
+def test_keys_that_came_behind_their_mails_count_as_written(tmp_path: Path) -> None:
+    path = str(tmp_path / DATABASE_FILE)
+    engine.prepare(path, create=True)
+    writer = engine.writer_engine(path)
+    try:
+        with writer.begin() as connection:
+            config = engine.alembic_config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "0001")
+            connection.exec_driver_sql("INSERT INTO idempotency VALUES (1, 'k', 'hash', 'web.YQ.00000000', 5)")
+        engine.migrate(path)
+        with writer.begin() as connection:
+            rows = connection.exec_driver_sql("SELECT key, created_at, written FROM idempotency").all()
+    finally:
+        writer.dispose()
+    assert rows == [("k", 5, 1)]
 
 
 def test_a_migration_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,19 +235,31 @@ async def test_one_batch_of_retention_keeps_to_its_time(store: Store, clock: Mov
 
 
 async def test_an_idempotency_key_counts_for_a_day_and_its_api_key(store: Store, clock: MovableClock) -> None:
-    now = clock.now()
-    facts: dict[str, Any] = {"body_hash": "h", "message_id": "m"}
-    first = await store.write(lambda s: idempotency.remember(s, "k", api_key=1, now=now, **facts))
-    again = await store.write(
-        lambda s: idempotency.remember(s, "k", api_key=1, now=now + 5, body_hash="other", message_id="n")
-    )
-    assert again == first
-    find = idempotency.find
+    now, find = clock.now(), idempotency.find
+    facts: dict[str, Any] = {"api_key": 1, "body_hash": "h", "message_id": "m"}
+    await store.write(lambda s: idempotency.reserve(s, "k", now=now, **facts))
+    first = idempotency.Use("k", "h", "m", now)
     assert await store.read(lambda s: find(s, "k", api_key=1, now=now + DAY - 1)) == first
     assert await store.read(lambda s: find(s, "k", api_key=2, now=now)) is None
     assert await store.read(lambda s: find(s, "k", api_key=1, now=now + DAY)) is None
-    later = await store.write(
-        lambda s: idempotency.remember(s, "k", api_key=1, now=now + DAY, body_hash="other", message_id="n")
-    )
-    assert later.message_id == "n"
+    await store.write(lambda s: idempotency.reserve(s, "k", now=now + DAY, **facts | {"message_id": "n"}))
+    later = await store.read(lambda s: find(s, "k", api_key=1, now=now + DAY))
+    assert later == idempotency.Use("k", "h", "n", now + DAY)
     assert await store.write(lambda s: idempotency.forget_old(s, now=now + 3 * DAY)) == 1
+
+
+async def test_only_the_mail_that_a_key_is_reserved_for_marks_it_as_written(store: Store, clock: MovableClock) -> None:
+    async def reserve(message_id: str) -> None:
+        await store.write(
+            lambda s: idempotency.reserve(s, "k", api_key=1, body_hash="h", message_id=message_id, now=clock.now())
+        )
+
+    async def written(message_id: str) -> bool:
+        await store.write(lambda s: idempotency.written(s, "k", api_key=1, message_id=message_id))
+        use = await store.read(lambda s: idempotency.find(s, "k", api_key=1, now=clock.now()))
+        return use is not None and use.written
+
+    await reserve("m")
+    assert [await written("other"), await written("m")] == [False, True]
+    await reserve("n")
+    assert [await written("m"), await written("n")] == [False, True]

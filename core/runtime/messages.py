@@ -83,6 +83,8 @@ class Messages:
         directory, now = inlet.directory.name, self.queue.clock.now
         used = await self.store.read(lambda s: idempotency.find(s, name, api_key=api_key, now=now()))
         if used is not None:
+            if parse_message_id(used.message_id).directory != directory:
+                raise _reused("came with another directory in the last 24 hours")
             if used.written or await self._came(inlet, used.message_id):
                 return await _same(hashed, used, directory)
         loop, spool = asyncio.get_running_loop(), inlet.spool

@@ -69,6 +69,17 @@ async def test_where_the_key_cannot_be_kept_nothing_is_written(tmp_path: Path) -
         assert len(bench.names()) == 1
 
 
+async def test_a_key_counts_for_one_directory(tmp_path: Path) -> None:
+    async with running(tmp_path) as bench:
+        assert not await replayed(bench)
+        await add_directory(bench.relay, Directory("second", str(tmp_path / "spool" / "second"), ()))
+        other = await submit(bench, "second")
+        assert other.status_code == 422
+        assert other.json()["errors"][0]["pointer"] == "header/Idempotency-Key"
+        assert list((tmp_path / "spool" / "second").glob("*.eml")) == []
+        assert await replayed(bench)
+
+
 async def _cut_short_before(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The key is reserved, and the mail not yet put in."""
 

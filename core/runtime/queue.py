@@ -380,20 +380,20 @@ class Queue:
 
     async def delete(self, message_id: str, actor: Actor) -> None:
         inlet, entry = await self.entry(message_id)
-        await self.carry_out(inlet, entry, "delete", actor)
-        await self.audit.record(actor, "queue.delete", message_id)
+        await self.carry_out(inlet, entry, "delete", actor, audited=True)
 
     async def _act(self, message_id: str, act: str, actor: Actor) -> QueuedMessage:
         inlet, entry = await self.entry(message_id)
-        moved = await self.carry_out(inlet, entry, act, actor)
-        if moved is not None:
-            await self.audit.record(actor, f"queue.{act}", message_id)
+        moved = await self.carry_out(inlet, entry, act, actor, audited=True)
         return self._message(inlet, moved or entry, self.block(inlet))  # as it was left: it may be sent by now
 
-    async def carry_out(self, inlet: Inlet, entry: Entry, act: str, actor: Actor) -> Entry | None:
+    async def carry_out(
+        self, inlet: Inlet, entry: Entry, act: str, actor: Actor, *, audited: bool = False
+    ) -> Entry | None:
         """One act on one message, and its line in the message's life. The message after it; None: it was so already.
 
-        Raises StateConflict, NotFound.
+        What tells of it is written first, under the message's lock. `audited`: in the audit too.
+        Raises StateConflict, NotFound; DatabaseUnavailable, StorageFull: nothing was done.
         """
         if act == "release" and entry.state in WAITS:
             return None
@@ -402,7 +402,7 @@ class Queue:
         if act == "retry" and entry.state is State.WAITING:
             inlet.cycle.offer(entry.identity.name, event_seen=False)
             return None
-        act_of: dict[str, Callable[[Entry], Entry | None]] = {
+        act_of: dict[str, Callable[[Entry, Callable[[], object]], Entry | None]] = {
             "retry": inlet.spool.retry,
             "hold": inlet.spool.hold,
             "release": inlet.spool.release_hold,
@@ -411,18 +411,47 @@ class Queue:
         if entry.state in WAITS:
             await inlet.cycle.let_go(entry.file_name.rsplit(b"/", 1)[-1])
         envelope = await asyncio.to_thread(self.envelope, inlet, entry) if act == "delete" else None
-        moved = await asyncio.to_thread(act_of[act], entry) or entry
-        now = self.clock.now()
+        message_id, loop = entry.identity.id, asyncio.get_running_loop()
+        written: list[int] = []
 
-        def write_down(session: Session) -> None:
-            history.act(session, entry.identity.id, act, key=actor.key_name, now=now)
+        def write_down(session: Session) -> int:
+            now = self.clock.now()
+            if act == "delete":
+                history.tell(session, deleted(inlet.directory.name, entry, envelope, actor), now=now)
+            if audited:
+                self.audit.within(session, actor, f"queue.{act}", message_id)
+            return history.act(session, message_id, act, key=actor.key_name, now=now)
 
-        await self.store.write(write_down)
-        if act == "delete":
-            await self.store.ledger.settle(deleted(inlet.directory.name, entry, envelope, actor))
+        async def write() -> None:
+            written.append(await self.store.write(write_down))
+
+        try:
+            moved = await asyncio.to_thread(
+                act_of[act], entry, lambda: asyncio.run_coroutine_threadsafe(write(), loop).result()
+            )
+        except RelayError as error:
+            if written:
+                await self._not_done(written[0], f"queue.{act}", message_id, actor if audited else None, error)
+            raise
+        moved = moved or entry
         if act in ("retry", "release"):
             inlet.cycle.offer(moved.file_name.rsplit(b"/", 1)[-1], event_seen=False)
         return moved
+
+    async def _not_done(
+        self, act_id: int, action: str, message_id: str, audited: Actor | None, error: RelayError
+    ) -> None:
+        """What was written down first failed: say so, where that is possible."""
+
+        def write(session: Session) -> None:
+            history.not_done(session, act_id, error.detail)
+            if audited is not None:
+                self.audit.within(session, audited, action, message_id, {"not_done": error.detail})
+
+        try:
+            await self.store.write(write)
+        except RelayError as failed:
+            log.warning("an act that failed is told as done", message=message_id, act=action, reason=failed.detail)
 
 
 def deleted(directory: str, entry: Entry, envelope: Envelope | None, actor: Actor) -> ledger.Entry:

@@ -22,7 +22,7 @@ from core.spool import dispose as disposal
 from core.spool import names, operate
 from core.spool import recover as recovery
 from core.spool.kernel import Features
-from core.spool.operate import Staged
+from core.spool.operate import Before, Staged
 from core.spool.place import Place, open_place, unavailable
 from core.spool.scan import Scan, count, entries, find
 from core.spool.values import (
@@ -61,6 +61,10 @@ __all__ = [
 
 
 _PENDING_LIMIT = 100  # each keeps a descriptor
+
+
+def _nothing() -> None:
+    """Nothing is to be done before."""
 
 
 class DirectorySpool:
@@ -307,25 +311,25 @@ class DirectorySpool:
         with self.place as place:
             return operate.open_raw(place, entry)
 
-    def hold(self, entry: Entry) -> Entry:
-        """Waiting or deferred to held. Raises StateConflict, NotFound."""
+    def hold(self, entry: Entry, before: Before = _nothing) -> Entry:
+        """Waiting or deferred to held. Raises StateConflict, NotFound. `before`: see operate.py, here and below."""
         with self.place as place:
-            return operate.hold(place, entry)
+            return operate.hold(place, entry, before)
 
-    def release_hold(self, entry: Entry) -> Entry:
+    def release_hold(self, entry: Entry, before: Before = _nothing) -> Entry:
         """Held to waiting. Raises StateConflict, NotFound."""
         with self.place as place:
-            return operate.release_hold(place, entry)
+            return operate.release_hold(place, entry, before)
 
-    def retry(self, entry: Entry) -> Entry:
+    def retry(self, entry: Entry, before: Before = _nothing) -> Entry:
         """Deferred becomes due; badmail waits again, attempts and age restarted. Raises StateConflict, NotFound."""
         with self.place as place:
-            return operate.retry(place, entry)
+            return operate.retry(place, entry, before)
 
-    def delete(self, entry: Entry) -> None:
+    def delete(self, entry: Entry, before: Before = _nothing) -> None:
         """Remove it for good. Raises StateConflict while claimed, NotFound."""
         with self.place as place:
-            operate.delete(place, entry)
+            operate.delete(place, entry, before)
 
     def submit(self, chunks: Iterable[bytes], name: bytes | str | None = None) -> Entry:
         """Write one, durable and atomic. Raises MessageRejected (empty, too large), StorageFull, StorageBroken."""

@@ -1,6 +1,7 @@
 """What an operator does to a message: hold, release, retry, delete, look at, submit.
 
-Each takes the message's lock first, so none can race a claim, and compares the identity under it.
+Each takes the message's lock first, so none can race a claim, and compares the identity under it. `before` is called
+under the lock when it is certain that there is something to do: what it raises leaves the message as it is.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import errno
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,8 @@ from core.spool.scan import entry_at, find
 from core.spool.sidecars import TEMPORARY, Draft, write_all
 from core.spool.values import Entry
 
+Before = Callable[[], object]
+
 _UNSAFE = re.compile(rb"[^A-Za-z0-9._@+=,-]")
 
 
@@ -47,45 +50,50 @@ class _Held:
     lock_fd: int
 
 
-def hold(place: Place, entry: Entry) -> Entry:
+def hold(place: Place, entry: Entry, before: Before) -> Entry:
     """Waiting or deferred to held."""
     with _locked(place, entry) as held:
         if held.entry.state not in (State.WAITING, State.DEFERRED):
             raise _conflict(held.entry, "only a message that waits can be held")
+        before()
         return _move(place, held, State.HELD, held.entry.sidecar)
 
 
-def release_hold(place: Place, entry: Entry) -> Entry:
+def release_hold(place: Place, entry: Entry, before: Before) -> Entry:
     """Held to waiting."""
     with _locked(place, entry) as held:
         if held.entry.state is not State.HELD:
             raise _conflict(held.entry, "only a held message can be released")
+        before()
         return _move(place, held, State.WAITING, held.entry.sidecar)
 
 
-def retry(place: Place, entry: Entry) -> Entry:
+def retry(place: Place, entry: Entry, before: Before) -> Entry:
     """Deferred becomes due; badmail waits again, attempts and age restarted; what waits stays as it is."""
     with _locked(place, entry) as held:
         now = held.entry
         if now.state is State.WAITING:
             return now
         if now.state is State.DEFERRED and now.sidecar is not None:
+            before()
             sidecar = replace(now.sidecar, due_at=None)
             place.sidecars.write([Draft(now.identity, now.file_name, sidecar, _token(place, now))])
             return Entry(now.identity, State.WAITING, now.file_name, now.size, now.mtime, sidecar)
         if now.state is not State.BADMAIL:
             raise _conflict(now, "release it first" if now.state is State.HELD else "it is being sent")
+        before()
         was = now.sidecar or _before_it_was_corrected(place, now)
         back = _move(place, held, State.WAITING, None if was is None else restart(was), rewrite=True)
         remove_reason(place, names.base_of(now.file_name))
         return back
 
 
-def delete(place: Place, entry: Entry) -> None:
+def delete(place: Place, entry: Entry, before: Before) -> None:
     """Remove it for good."""
     with _locked(place, entry) as held:
         if held.entry.state is State.CLAIMED:
             raise _conflict(held.entry, "it is being sent")
+        before()
         try:
             os.unlink(held.name, dir_fd=held.dir_fd)
         except OSError as error:

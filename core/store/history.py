@@ -22,10 +22,10 @@ from core.domain.outcome import Outcome
 from core.domain.reply import Phase
 from core.errors import NotFound
 from core.store import cursor as cursors
-from core.store.entry import Status
+from core.store.entry import Entry, Status
 from core.store.epoch import from_database, optional_from_database, to_database
 from core.store.history_search import BUDGET_SECONDS, Condition, Found, find, look_at
-from core.store.record import address_key
+from core.store.record import address_key, record
 from core.store.tables import ActRow, AttemptRow, MessageRow, RecipientRow
 
 LIMIT = 500  # rows a page at most
@@ -333,7 +333,24 @@ def acts(session: Session, message_id: str) -> tuple[ActLine, ...]:
     return tuple(ActLine(from_database(row.at), row.key, row.act, row.detail) for row in rows)
 
 
-def act(session: Session, message_id: str, act: str, *, key: str, now: float, detail: str = "") -> None:
-    """Write down what an operator did with a message: retry, hold, release, delete, submit."""
-    session.add(ActRow(message_id=message_id, at=to_database(now), key=key, act=act, detail=detail))
+def act(session: Session, message_id: str, act: str, *, key: str, now: float, detail: str = "") -> int:
+    """Write down what an operator does with a message: retry, hold, release, delete. The row's id, for `not_done`."""
+    row = ActRow(message_id=message_id, at=to_database(now), key=key, act=act, detail=detail)
+    session.add(row)
     session.flush()
+    assert row.id is not None
+    return row.id
+
+
+def not_done(session: Session, act_id: int, why: str) -> None:
+    """An act that was written down could not be carried out."""
+    row = session.get(ActRow, act_id)
+    if row is not None:
+        row.detail = f"not done: {why}"
+        session.add(row)
+        session.flush()
+
+
+def tell(session: Session, entry: Entry, *, now: float) -> None:
+    """Write down what becomes of a message, in the transaction of the act that does it."""
+    record(session.connection(), [entry], now, clean=True)

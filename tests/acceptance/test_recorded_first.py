@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +191,92 @@ async def test_a_client_that_hangs_up_leaves_the_key_taken_while_its_mail_is_put
         await until(lambda: not bench.relay.messages._under_way, "its end")
         assert await replayed(bench)
         assert len(bench.names()) == 1
+
+
+# --- acts of operators on messages ------------------------------------------------------------------------------------
+
+
+def rows(root: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(root / "data" / "mpu.sqlite3")) as database:
+        return database.execute(query).fetchall()
+
+
+def mails_in(bench: Bench) -> list[str]:
+    path = bench.paths["pickup"]
+    return sorted(str(file.relative_to(path)) for file in path.rglob("*.eml*"))
+
+
+async def queued_id(bench: Bench) -> str:
+    (queued,) = (await bench.get("/queue/messages"))["items"]
+    return str(queued["id"])
+
+
+async def _badmail(bench: Bench) -> None:
+    (bench.paths["pickup"] / "badmail").mkdir()
+    bench.drop("badmail/a.eml", SIMPLE)
+
+
+async def _hold(bench: Bench) -> None:
+    bench.drop("a.eml.hold", SIMPLE)
+
+
+async def _wait(bench: Bench) -> None:
+    bench.drop("a.eml", SIMPLE)
+
+
+@pytest.mark.parametrize(
+    ("lies", "method", "path", "act"),
+    [
+        (_wait, "DELETE", "", "delete"),
+        (_wait, "POST", "/hold", "hold"),
+        (_hold, "POST", "/release", "release"),
+        (_badmail, "POST", "/retry", "retry"),
+    ],
+)
+async def test_an_act_on_a_message_that_cannot_be_written_down_is_not_done(
+    tmp_path: Path, lies: Callable[[Bench], Any], method: str, path: str, act: str
+) -> None:
+    async with running(tmp_path) as bench:
+        await bench.http.post("/pause")
+        await lies(bench)
+        one = await queued_id(bench)
+        before = mails_in(bench)
+        with locked(tmp_path):
+            answer = await bench.http.request(method, f"/queue/messages/{one}{path}")
+            assert answer.status_code == 503, answer.text
+            assert "retry-after" in answer.headers
+        assert mails_in(bench) == before
+        assert rows(tmp_path, "SELECT act FROM act") == []
+        answer = await bench.http.request(method, f"/queue/messages/{one}{path}")
+        assert answer.is_success, answer.text
+        assert mails_in(bench) != before
+        assert rows(tmp_path, "SELECT act FROM act") == [(act,)]
+        assert rows(tmp_path, "SELECT target FROM audit WHERE action LIKE 'queue.%'") == [(one,)]
+        deleted = [("deleted",)] if act == "delete" else []
+        assert rows(tmp_path, "SELECT status FROM recipient") == deleted
+
+
+async def test_an_act_that_is_refused_leaves_no_record(tmp_path: Path) -> None:
+    async with running(tmp_path) as bench:
+        await _badmail(bench)
+        one = await queued_id(bench)
+        assert (await bench.http.post(f"/queue/messages/{one}/hold")).status_code == 409
+        assert rows(tmp_path, "SELECT act FROM act") == []
+
+
+async def test_the_life_of_a_message_tells_of_an_act_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    async with running(tmp_path) as bench:
+        await bench.http.post("/pause")
+        await _wait(bench)
+        one = await queued_id(bench)
+        monkeypatch.setattr(operate, "move", fails)
+        assert (await bench.http.post(f"/queue/messages/{one}/hold")).status_code == 503
+        (act,) = (await bench.get(f"/messages/{one}"))["acts"]
+        assert act["act"] == "hold"
+        assert "not done: " in act["detail"]
+        assert "Read-only" in act["detail"]

@@ -97,12 +97,12 @@ class Checks:
         sender = settings.from_address or (
             settings.username if settings.username and "@" in settings.username else f"mpu@{self.host_name}"
         )
+        await self.audit.record(actor, "account.test_message", account, {"to": recipient})
         message_id = make_msgid(domain=self.host_name)
         began = time.perf_counter()
         outcome, server, tls, fault = await self._send(settings, sender, recipient, message_id)
         quota = self.outlets.quotas.get(account)  # it has counted by now
         spent_until = None if quota is None else quota.spent_until()
-        await self.audit.record(actor, "account.test_message", account, {"to": recipient})
         remedy = fault.remedy if fault is not None else ""
         if fault is None and outcome.outcome is not Outcome.SENT and outcome.code is not None:
             said, own = Reply(outcome.code, (outcome.text,)), compiled(settings.reply_rules)

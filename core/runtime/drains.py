@@ -48,18 +48,23 @@ class Drains:
         self._stopped = False
 
     async def start(self, request: DrainRequest, actor: Actor) -> DrainView:
-        """Begin. Raises InvalidSettings for an unknown name, TooMany, NotRunning."""
+        """Begin, once it is in the audit.
+
+        Raises InvalidSettings for an unknown name; TooMany, NotRunning, DatabaseUnavailable, StorageFull: nothing has
+        begun.
+        """
         if self._stopped:
             raise NotRunning("the service is stopping", remedy="ask again when it runs")
         inlets = self._chosen(request)
         drain = _Drain(new_id(), request, self._clock.now(), self._clock.monotonic())
-        self._register.start(drain, self._run(drain, inlets))
-        await self._audit.record(
-            actor,
-            "drain.start",
-            ",".join(inlet.directory.name for inlet in inlets),
-            {"id": drain.id, "include_deferred": request.include_deferred},
-        )
+        with self._register.place_for(drain):
+            await self._audit.record(
+                actor,
+                "drain.start",
+                ",".join(inlet.directory.name for inlet in inlets),
+                {"id": drain.id, "include_deferred": request.include_deferred},
+            )
+            self._register.start(drain, self._run(drain, inlets))
         return self._view(drain)
 
     async def wait(self, drain_id: str, timeout_seconds: float) -> DrainView:
@@ -76,8 +81,8 @@ class Drains:
         """Claim nothing more; what is in flight finishes."""
         drain = self._register.get(drain_id)
         if drain.ended_at is None:
-            self._stop(drain)
             await self._audit.record(actor, "drain.cancel", drain_id)
+            self._stop(drain)
         return self._view(drain)
 
     def begin_stop(self) -> None:

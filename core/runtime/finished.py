@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -41,19 +42,36 @@ class Register(Generic[B]):
         self._clock = clock
         self._items: dict[str, B] = {}
 
+    @contextmanager
+    def place_for(self, item: B) -> Iterator[None]:
+        """Keep it one, so that it can be started within this, once that is written down. Raises TooMany."""
+        self._admit(item)
+        try:
+            yield
+        finally:
+            if item.task is None:
+                del self._items[item.id]
+
     def start(self, item: B, work: Coroutine[Any, Any, None]) -> B:
         """Run it. Raises TooMany where too many are open."""
-        self._forget()
-        if sum(known.ended_at is None for known in self._items.values()) >= self._keep.open_max:
+        try:
+            self._admit(item)
+        except TooMany:
             work.close()
+            raise
+        item.task = asyncio.get_running_loop().create_task(work)
+        item.task.add_done_callback(lambda _: self._ended(item))
+        return item
+
+    def _admit(self, item: B) -> None:
+        self._forget()
+        others = sum(known.ended_at is None for known in self._items.values() if known is not item)
+        if others >= self._keep.open_max:
             raise TooMany(
                 f"{self._keep.open_max} {self._kind}s are open, and no more may be",
                 remedy="wait for one of them to end, or raise MPU_OPEN_DRAINS_MAX",
             )
-        item.task = asyncio.get_running_loop().create_task(work)
-        item.task.add_done_callback(lambda _: self._ended(item))
         self._items[item.id] = item
-        return item
 
     def get(self, item_id: str) -> B:
         """Raises NotFound."""

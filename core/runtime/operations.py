@@ -62,7 +62,11 @@ class Operations:
         dry_run: bool,
         actor: Actor,
     ) -> OperationView:
-        """Begin. Raises InvalidSettings for an unknown directory, an empty filter without `all_messages`; TooMany."""
+        """Begin, once it is in the audit.
+
+        Raises InvalidSettings for an unknown directory, an empty filter without `all_messages`; TooMany, NotRunning,
+        DatabaseUnavailable, StorageFull: nothing has begun.
+        """
         if filter.empty and not all_messages:
             raise InvalidSettings(
                 [FieldError("/filter", "empty", 'an empty filter means every message: say so with "all": true')]
@@ -73,9 +77,10 @@ class Operations:
             except NotFound as error:
                 raise InvalidSettings([FieldError("/filter/directory", "unknown_directory", error.detail)]) from None
         operation = _Operation(new_id(), act, filter, dry_run, self._clock.now())
-        self._register.start(operation, self._run(operation, actor))
-        if not dry_run:
-            await self._audit.record(actor, f"queue.{act.value}_all", operation.id, {"filter": str(filter)})
+        with self._register.place_for(operation):
+            if not dry_run:
+                await self._audit.record(actor, f"queue.{act.value}_all", operation.id, {"filter": str(filter)})
+            self._register.start(operation, self._run(operation, actor))
         return _view(operation)
 
     async def get(self, operation_id: str) -> OperationView:

@@ -16,6 +16,7 @@ import pytest
 
 from core.domain.account import Directory
 from core.errors import DirectoryUnavailable
+from core.runtime.queue import Queue
 from core.spool import operate
 from core.store import engine
 from tests.support.relay import SIMPLE, Bench, account, add_directory, mail, running, until
@@ -280,3 +281,63 @@ async def test_the_life_of_a_message_tells_of_an_act_that_failed(
         assert act["act"] == "hold"
         assert "not done: " in act["detail"]
         assert "Read-only" in act["detail"]
+
+
+# --- what runs in the background --------------------------------------------------------------------------------------
+
+
+async def test_a_bulk_act_that_cannot_be_written_down_does_not_begin(tmp_path: Path) -> None:
+    async with running(tmp_path) as bench:
+        await bench.http.post("/pause")
+        for number in range(3):
+            bench.drop(f"{number}.eml", mail(number))
+        with locked(tmp_path):
+            answer = await bench.http.post("/queue/messages/delete", json={"all": True, "filter": {}})
+            assert answer.status_code == 503
+        assert bench.relay.operations._register.open() == []
+        await bench.relay.operations.ended()
+        assert len(bench.names()) == 3
+        answer = await bench.http.post("/queue/messages/delete", json={"all": True, "filter": {}})
+        assert answer.status_code == 202
+        await bench.relay.operations.ended()
+        assert bench.names() == []
+        assert rows(tmp_path, "SELECT count(*) FROM audit WHERE action = 'queue.delete_all'") == [(1,)]
+        assert rows(tmp_path, "SELECT status FROM recipient") == [("deleted",)] * 3
+
+
+async def test_a_bulk_act_leaves_what_it_cannot_write_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(tmp_path) as bench:
+        await bench.http.post("/pause")
+        bench.drop("a.eml", SIMPLE)
+        carry_out = Queue.carry_out
+
+        async def under_lock(*args: Any) -> Any:
+            with locked(tmp_path):
+                return await carry_out(*args)
+
+        monkeypatch.setattr(Queue, "carry_out", under_lock)
+        answer = await bench.http.post("/queue/messages/delete", json={"all": True, "filter": {}})
+        await bench.relay.operations.ended()
+        operation = await bench.get(f"/operations/{answer.json()['id']}")
+        assert (operation["done"], operation["failed"]) == (0, 1)
+        assert bench.names() == ["a.eml"]
+        assert rows(tmp_path, "SELECT act FROM act") == []
+
+
+async def test_a_drain_that_cannot_be_written_down_does_not_begin(tmp_path: Path) -> None:
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        bench.drop("a.eml", SIMPLE)
+        with locked(tmp_path):
+            assert (await bench.http.post("/drain?wait=false", json={})).status_code == 503
+        assert bench.relay.drains._register.open() == []
+        await bench.relay.drains.ended()
+        assert (server.messages, bench.names()) == ([], ["a.eml"])
+        await bench.sends(1)
+
+
+async def test_a_test_message_that_cannot_be_written_down_is_not_sent(tmp_path: Path) -> None:
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        with locked(tmp_path):
+            answer = await bench.http.post("/accounts/main/test-message", json={"to": "jo@example.org"})
+            assert answer.status_code == 503
+        assert server.messages == []

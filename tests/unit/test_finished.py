@@ -89,6 +89,20 @@ async def test_only_so_many_run_at_once(bench: Bench) -> None:
         await bench.end(item_id)
 
 
+async def test_a_place_is_kept_for_one_that_is_to_start_and_free_again_where_it_does_not(bench: Bench) -> None:
+    bench.start("a")
+    bench.start("b")
+    late = Item("c")
+    with bench.register.place_for(late), pytest.raises(NotRunning):
+        bench.start("d")
+    assert bench.known("c") == []
+    with bench.register.place_for(late):
+        bench.register.start(late, asyncio.sleep(0))
+    assert bench.known("c") == ["c"]
+    for item_id in "ab":
+        await bench.end(item_id)
+
+
 @pytest.mark.parametrize(("after", "known"), [(0, ["a"]), (KEPT_SECONDS, ["a"]), (KEPT_SECONDS + 1, [])])
 async def test_an_ended_one_is_kept_so_long(bench: Bench, after: float, known: list[str]) -> None:
     bench.start("a")

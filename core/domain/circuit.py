@@ -127,10 +127,9 @@ class Circuit:
         again = pause.since + pause.trials * LOGIN_TRIAL_SECONDS if pause.trials <= LOGIN_TRIALS_MAX else None
         return cls(pause, next_trial_at=again)
 
-    def paused_by_operator(self, reason: str, *, now: float, until: float | None) -> Circuit:
-        """Idempotent: the same reason and time keep the first `since`."""
-        since = self.pause.since if self.pause is not None and self.pause.by is PausedBy.OPERATOR else now
-        return Circuit(operators_pause(reason, since=since, until=until), failures=self.failures)
+    def paused_by_operator(self, pause: Pause) -> Circuit:
+        """In place of the service's pause; what came before it still counts."""
+        return Circuit(pause, failures=self.failures)
 
     def resumed(self) -> Circuit:
         """By an operator: one message is tried first, at once."""

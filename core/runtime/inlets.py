@@ -14,7 +14,7 @@ import structlog
 from core.cycle import LINGER_SECONDS, Cycle, Deliverer
 from core.delivery import Delivered
 from core.domain.account import Directory
-from core.domain.circuit import Pause, operators_pause
+from core.domain.circuit import Pause
 from core.domain.clock import Clock
 from core.errors import NotFound, RelayError
 from core.runtime.outlets import Outlets
@@ -241,19 +241,13 @@ class Inlets:
         self._relay_pause = pause
         self._arm_relay()
 
-    def pause(self, name: str | None, reason: str, until: float | None) -> Pause:
-        """A directory, or the whole relay (None). Idempotent; keeps its first `since`."""
-        before = self.relay_pause if name is None else self.directory_pause(name)
-        since = before.since if before is not None else self._clock.now()
-        pause = operators_pause(reason, since=since, until=until)
+    def pause(self, name: str | None, pause: Pause) -> None:
+        """A directory, or the whole relay (None): as it was written down."""
         self._set_pause(name, pause)
-        return pause
 
     def resume(self, name: str | None) -> None:
-        """Lift it and look at once."""
-        before = self._relay_pause if name is None else self.get(name).pause
-        if before is not None:
-            self._set_pause(name, None)
+        """Lift it, as was written down, and look at once."""
+        self._set_pause(name, None)
         if name is None:
             self.wake_all()
         elif _by_itself(self.get(name).directory):
@@ -267,7 +261,6 @@ class Inlets:
             inlet = self.get(name)
             inlet.pause = pause
             self._arm(inlet)
-        self._remember(name, pause)
 
     def _arm(self, inlet: Inlet) -> None:
         if inlet.timer is not None:
@@ -287,6 +280,7 @@ class Inlets:
 
     def _pause_over(self, name: str | None) -> None:
         if name is None or name in self._inlets:
+            self._remember(name, None)
             self.resume(name)
 
     # --- the end ---

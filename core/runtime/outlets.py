@@ -416,18 +416,18 @@ class Outlets:
         pause = self._get(name).circuit.pause
         return None if pause is not None and self._over(pause) else pause
 
-    def pause(self, name: str, reason: str, until: float | None) -> Pause:
-        """By an operator."""
+    def pause(self, name: str, pause: Pause) -> None:
+        """By an operator, as it was written down."""
         outlet = self._get(name)
-        self._change(name, outlet, outlet.circuit.paused_by_operator(reason, now=self._clock.now(), until=until))
-        assert outlet.circuit.pause is not None
-        return outlet.circuit.pause
+        self._put(name, outlet, outlet.circuit.paused_by_operator(pause))
 
     def resume(self, name: str) -> None:
-        """By an operator: one message is tried first, at once; whatever became of one that is on trial."""
+        """By an operator, as was written down: one message is tried first, at once; whatever became of one that is on
+        trial.
+        """
         outlet = self._get(name)
         if outlet.circuit is not _CLOSED:
-            self._change(name, outlet, outlet.circuit.resumed())
+            self._put(name, outlet, outlet.circuit.resumed())
             self._on_open(name)
 
     def abort(self) -> None:
@@ -455,9 +455,12 @@ class Outlets:
         return outlet
 
     def _change(self, name: str, outlet: _Outlet, circuit: Circuit) -> None:
-        before, outlet.circuit = outlet.circuit, _CLOSED if circuit == _CLOSED else circuit
-        if before.pause != circuit.pause:
+        if outlet.circuit.pause != circuit.pause:
             self._remember(name, circuit.pause)
+        self._put(name, outlet, circuit)
+
+    def _put(self, name: str, outlet: _Outlet, circuit: Circuit) -> None:
+        outlet.circuit = _CLOSED if circuit == _CLOSED else circuit
         self._arm(name, outlet)
 
     def _arm(self, name: str, outlet: _Outlet) -> None:

@@ -13,7 +13,6 @@ import itertools
 import platform
 import random
 import socket
-from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
@@ -46,6 +45,7 @@ from core.runtime.metrics import Metrics
 from core.runtime.oauth_secrets import StoredFollowers
 from core.runtime.operations import Operations
 from core.runtime.outlets import Outlets
+from core.runtime.pause_records import PauseRecords
 from core.runtime.pauses import Pauses
 from core.runtime.queue import Queue
 from core.runtime.quotas import Quotas, used_by
@@ -91,7 +91,6 @@ class Relay:
         self.failure: RelayError | None = None  # why it could not start
         self._chance = chance
         self._state = "new"
-        self._tasks: set[asyncio.Task[None]] = set()
         self._applying = asyncio.Lock()  # of two changes at once, what was saved last must be set last
         self._watching: asyncio.Task[None] | None = None
         self._retrying: asyncio.Task[None] | None = None
@@ -201,6 +200,7 @@ class Relay:
         remember = stored_in(store.ledger, store.secrets, clock)
         self.outside = SecretSources(settings, store=store)
         self.tokens = Tokens(settings, clock, remember, StoredFollowers(store, clock), outside=self.outside)
+        self.pause_records = PauseRecords(store, clock)
         self.slowdowns = Slowdowns(store, lambda name: self.outlets.quotas.slowed(name))
         self.outlets = Outlets(
             clock=clock,
@@ -240,7 +240,7 @@ class Relay:
     def _compose_nouns(self, store: Store) -> None:
         settings, clock, audit = self.settings, self.clock, self.audit
         keep = Keep(settings.open_drains_max, settings.finished_kept, settings.finished_kept_seconds)
-        self.pauses = Pauses(self.outlets, self.inlets, audit)
+        self.pauses = Pauses(self.outlets, self.inlets, audit, self.pause_records, clock=clock)
         self.checks = Checks(
             self.outlets,
             audit,
@@ -328,6 +328,7 @@ class Relay:
             record, used = await self.store.read(load)
             if record is None:
                 self.outlets.remove(name)
+                self.pause_records.forget(pauses.PauseOf.ACCOUNT, name)
             else:
                 self.outlets.quotas.restore(used)
                 self.outlets.set(record.account, record.pause)
@@ -344,6 +345,7 @@ class Relay:
             record = next((r for r in records if r.directory.name == name), None)
             if record is None:
                 self.inlets.remove(name)
+                self.pause_records.forget(pauses.PauseOf.DIRECTORY, name)
             else:
                 self.inlets.set(record.directory, record.pause)
 
@@ -366,27 +368,11 @@ class Relay:
             log.warning("test message not counted", account=attempt.account, reason=error.detail)
 
     def _remember_account(self, name: str, pause: Pause | None) -> None:
-        self._remember(pauses.PauseOf.ACCOUNT, name, pause)
+        self.pause_records.behind(pauses.PauseOf.ACCOUNT, name, pause)
 
     def _remember_directory(self, name: str | None, pause: Pause | None) -> None:
-        self._remember(pauses.PauseOf.RELAY if name is None else pauses.PauseOf.DIRECTORY, name or "", pause)
-
-    def _remember(self, place: pauses.PauseOf, name: str, pause: Pause | None) -> None:
-        """Behind what was done in memory already: a pause holds at once and survives a restart."""
-
-        def write(session: Any) -> None:
-            if pause is None:
-                pauses.resume(session, place, name, by=PausedBy.OPERATOR, now=self.clock.now())
-            else:
-                pauses.pause(session, place, name, pause)
-
-        async def written() -> None:
-            try:
-                await self.store.write(write)
-            except RelayError as error:
-                log.warning("pause not written down", place=place.value, name=name, reason=error.detail)
-
-        self._spawn(written())
+        place = pauses.PauseOf.RELAY if name is None else pauses.PauseOf.DIRECTORY
+        self.pause_records.behind(place, name or "", pause)
 
     def _on_delivered(self, directory: Directory, delivered: Delivered) -> None:
         self.metrics_registry.delivered(directory, delivered)
@@ -407,11 +393,6 @@ class Relay:
         if error is not None:
             self._was_healthy = False
             log.error("nothing is sent", reason=error.detail, remedy=error.remedy)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     async def _watch(self) -> None:
         while True:
@@ -526,8 +507,8 @@ class Relay:
         last = loop.time() + CLOSE_SECONDS
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(last):
+                await self.pause_records.close()
                 await self.store.ledger.flush()
-                await asyncio.gather(*self._tasks, return_exceptions=True)
                 await self.slowdowns.close()
         self.messages.close()
         await self.inlets.close()

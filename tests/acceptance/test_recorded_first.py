@@ -16,9 +16,13 @@ import pytest
 
 from core.domain.account import Directory
 from core.errors import DirectoryUnavailable
+from core.runtime import pause_records
+from core.runtime.pause_records import PauseRecords
 from core.runtime.queue import Queue
 from core.spool import operate
 from core.store import engine
+from core.store.pauses import PauseOf
+from tests.support.clock import ManualClock
 from tests.support.relay import SIMPLE, Bench, account, add_directory, mail, running, until
 from tests.support.smtp_server import Script, SmtpServer
 
@@ -341,3 +345,110 @@ async def test_a_test_message_that_cannot_be_written_down_is_not_sent(tmp_path: 
             answer = await bench.http.post("/accounts/main/test-message", json={"to": "jo@example.org"})
             assert answer.status_code == 503
         assert server.messages == []
+
+
+# --- pauses -----------------------------------------------------------------------------------------------------------
+
+
+PAUSED = ("", "/accounts/main", "/directories/pickup")
+
+
+def pause_of(bench: Bench, path: str) -> tuple[str, str, float] | None:
+    pauses = bench.relay.pauses
+    if path == "/accounts/main":
+        found = pauses.account("main")
+    else:
+        found = pauses.relay() if path == "" else pauses.directory("pickup")
+    return None if found is None else (found.by, found.reason, found.since)
+
+
+@pytest.mark.parametrize("path", PAUSED)
+async def test_a_pause_that_cannot_be_written_down_does_not_hold(tmp_path: Path, path: str) -> None:
+    clock = ManualClock()
+    async with SmtpServer() as server, running(tmp_path, [account(server)], clock=clock) as bench:
+        with locked(tmp_path):
+            assert (await bench.http.post(f"{path}/pause", json={"reason": "x"})).status_code == 503
+        assert pause_of(bench, path) is None
+        since = clock.now()
+        for reason in ("first", "second"):
+            assert (await bench.http.post(f"{path}/pause", json={"reason": reason})).status_code == 200
+            clock.advance(5)
+        with locked(tmp_path):
+            assert (await bench.http.post(f"{path}/resume")).status_code == 503
+        assert pause_of(bench, path) == ("operator", "second", since)
+        assert len(rows(tmp_path, "SELECT id FROM audit WHERE action LIKE '%.pause'")) == 2
+        assert rows(tmp_path, "SELECT id FROM audit WHERE action LIKE '%.resume'") == []
+    async with running(tmp_path, pickups=[], clock=clock) as bench:
+        assert pause_of(bench, path) == ("operator", "second", since)
+        assert (await bench.http.post(f"{path}/resume")).status_code in (200, 204)
+        assert pause_of(bench, path) is None
+    async with running(tmp_path, pickups=[], clock=clock) as bench:
+        assert pause_of(bench, path) is None
+
+
+async def paused_while_locked(bench: Bench, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause of the service's own, which the database does not take at first."""
+    left: list[int] = []
+    write = PauseRecords._write
+
+    async def counted(self: PauseRecords) -> None:
+        await write(self)
+        left.append(len(self._behind))
+
+    monkeypatch.setattr(PauseRecords, "_write", counted)
+    with locked(root):
+        bench.drop("a.eml", SIMPLE)
+        bench.relay.scheduler.wake("pickup")
+        await until(lambda: left, "the first try")
+        assert left[0] == 1
+        found = pause_of(bench, "/accounts/main")
+        assert found is not None
+        assert found[0] == "service"
+
+
+def kept(root: Path) -> list[tuple[Any, ...]]:
+    return rows(root, "SELECT pause_by FROM account")
+
+
+async def test_a_pause_of_the_service_is_written_when_the_database_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pause_records, "AGAIN_SECONDS", (0.01,))
+    async with SmtpServer(Script(banner="554 5.7.1 no")) as server, running(tmp_path, [account(server)]) as bench:
+        await paused_while_locked(bench, tmp_path, monkeypatch)
+        await until(lambda: kept(tmp_path) == [("service",)], "the record")
+        assert bench.relay.pause_records._behind == {}
+
+
+async def test_a_stop_writes_the_pause_that_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pause_records, "AGAIN_SECONDS", (3600.0,))
+    async with SmtpServer(Script(banner="554 5.7.1 no")) as server:
+        async with running(tmp_path, [account(server)]) as bench:
+            await paused_while_locked(bench, tmp_path, monkeypatch)
+            assert kept(tmp_path) == [(None,)]
+        assert kept(tmp_path) == [("service",)]
+
+
+@pytest.mark.parametrize(("act", "left"), [("resume", None), ("pause", "operator")])
+async def test_an_operators_act_takes_the_place_of_a_pause_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str, left: str | None
+) -> None:
+    monkeypatch.setattr(pause_records, "AGAIN_SECONDS", (3600.0,))
+    async with SmtpServer(Script(banner="554 5.7.1 no")) as server:
+        async with running(tmp_path, [account(server)]) as bench:
+            await paused_while_locked(bench, tmp_path, monkeypatch)
+            await bench.http.post("/pause")  # so that nothing is tried
+            assert (await bench.http.post(f"/accounts/main/{act}", json={})).is_success
+            assert bench.relay.pause_records._behind == {}
+        assert kept(tmp_path) == [(left,)]
+
+
+async def test_the_pause_of_an_account_that_is_gone_is_not_written_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pause_records, "AGAIN_SECONDS", (0.01,))
+    async with running(tmp_path) as bench:
+        records = bench.relay.pause_records
+        records.behind(PauseOf.ACCOUNT, "gone", None)
+        await until(lambda: records._writing is None, "its end")
+        assert records._behind == {}

@@ -276,7 +276,8 @@ class ModelBench:
                 await asyncio.sleep(0.001 if busy else 0)
                 if not busy:
                     await self.relay.store.ledger.flush()
-                    await asyncio.gather(*self.relay._tasks, *self.relay.outlets._closing)
+                    writing = self.relay.pause_records._writing
+                    await asyncio.gather(*([writing] if writing is not None else []), *self.relay.outlets._closing)
 
     def _busy(self) -> bool:
         relay, scheduler = self.relay, self.relay.scheduler

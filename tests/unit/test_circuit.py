@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.domain.circuit import LOGIN_TRIALS_MAX, TRIAL, Circuit, Pause, PausedBy
+from core.domain.circuit import LOGIN_TRIALS_MAX, TRIAL, Circuit, Pause, PausedBy, operators_pause
 from core.domain.outcome import AccountFault
 from core.domain.reply import Phase
 
@@ -126,25 +126,21 @@ def test_a_clock_set_back_keeps_no_account_waiting(fault: AccountFault, jump: fl
 
 
 def test_an_operators_pause_holds_until_an_operator_or_its_until() -> None:
-    forever = Circuit().paused_by_operator("maintenance", now=T, until=None)
+    forever = Circuit().paused_by_operator(operators_pause("maintenance", since=T, until=None))
     assert forever.pause == OPERATOR
     assert forever.blocked(T + 1e9) == OPERATOR
-    timed = Circuit().paused_by_operator("maintenance", now=T, until=T + HOUR)
+    timed = Circuit().paused_by_operator(operators_pause("maintenance", since=T, until=T + HOUR))
     assert timed.blocked(T + HOUR - 0.001) == timed.pause
     assert timed.blocked(T + HOUR) is None
     assert timed.opens_at == T + HOUR
 
 
-def test_pausing_again_keeps_the_first_since() -> None:
-    first = Circuit().paused_by_operator("maintenance", now=T, until=None)
-    assert first.paused_by_operator("maintenance", now=T + 5, until=None) == first
-    changed = first.paused_by_operator("longer", now=T + 5, until=T + HOUR).pause
-    assert changed is not None
-    assert (changed.since, changed.reason, changed.until) == (T, "longer", T + HOUR)
-
-
 def test_an_operators_pause_replaces_the_services_and_starts_anew() -> None:
-    circuit = Circuit().failed(REFUSED, now=T, chance=0.5).paused_by_operator("maintenance", now=T + 5, until=None)
+    circuit = (
+        Circuit()
+        .failed(REFUSED, now=T, chance=0.5)
+        .paused_by_operator(operators_pause("maintenance", since=T + 5, until=None))
+    )
     assert circuit.pause == replace(OPERATOR, since=T + 5)
     assert circuit.opens_at is None  # no trial login
 
@@ -152,13 +148,13 @@ def test_an_operators_pause_replaces_the_services_and_starts_anew() -> None:
 @pytest.mark.parametrize("until", [None, T + HOUR])
 @pytest.mark.parametrize("fault", [PASSING, QUOTA, REFUSED])
 def test_no_fault_touches_an_operators_pause_in_force(fault: AccountFault, until: float | None) -> None:
-    circuit = Circuit().paused_by_operator("maintenance", now=T, until=until)
+    circuit = Circuit().paused_by_operator(operators_pause("maintenance", since=T, until=until))
     assert circuit.begin_trial().failed(fault, now=T + 1, chance=0.5) == circuit
 
 
 @pytest.mark.parametrize("fault", [PASSING, QUOTA, REFUSED])
 def test_a_fault_after_an_operators_until_pauses_as_any_other(fault: AccountFault) -> None:
-    over = Circuit().paused_by_operator("maintenance", now=T, until=T + HOUR)
+    over = Circuit().paused_by_operator(operators_pause("maintenance", since=T, until=T + HOUR))
     circuit = fail_on_trial(over, fault, T + 2 * HOUR)
     fresh = Circuit().failed(fault, now=T + 2 * HOUR, chance=0.5)
     assert circuit == fresh

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import structlog
-from sqlmodel import Session
 
 from core.delivery import block_of
 from core.domain import cursor as cursors
@@ -32,6 +31,7 @@ from core.errors import (
     NotFound,
     RelayError,
 )
+from core.runtime.act_record import ActRecord, deleted
 from core.runtime.audit import Audit
 from core.runtime.inlets import Inlet, Inlets
 from core.runtime.outlets import Outlets
@@ -48,7 +48,6 @@ from core.runtime.views import (
 from core.spool.body import prepare
 from core.spool.directory import Counts, DirectorySpool, Entry
 from core.store import entry as ledger
-from core.store import history
 from core.store.store import Store
 
 CHUNK_BYTES = 1 << 18
@@ -410,68 +409,20 @@ class Queue:
         }
         if entry.state in WAITS:
             await inlet.cycle.let_go(entry.file_name.rsplit(b"/", 1)[-1])
-        envelope = await asyncio.to_thread(self.envelope, inlet, entry) if act == "delete" else None
-        message_id, loop = entry.identity.id, asyncio.get_running_loop()
-        written: list[int] = []
-
-        def write_down(session: Session) -> int:
-            now = self.clock.now()
-            if act == "delete":
-                history.tell(session, deleted(inlet.directory.name, entry, envelope, actor), now=now)
-            if audited:
-                self.audit.within(session, actor, f"queue.{act}", message_id)
-            return history.act(session, message_id, act, key=actor.key_name, now=now)
-
-        async def write() -> None:
-            written.append(await self.store.write(write_down))
-
+        end: ledger.Entry | None = None
+        if act == "delete":
+            envelope = await asyncio.to_thread(self.envelope, inlet, entry)
+            end = deleted(inlet.directory.name, entry, envelope, actor)
+        record = ActRecord(self.store, self.audit, self.clock, entry, act, actor, audited=audited, end=end)
         try:
-            moved = await asyncio.to_thread(
-                act_of[act], entry, lambda: asyncio.run_coroutine_threadsafe(write(), loop).result()
-            )
+            moved = await asyncio.to_thread(act_of[act], entry, record.write)
         except RelayError as error:
-            if written:
-                await self._not_done(written[0], f"queue.{act}", message_id, actor if audited else None, error)
+            await record.take_back(error)
             raise
         moved = moved or entry
         if act in ("retry", "release"):
             inlet.cycle.offer(moved.file_name.rsplit(b"/", 1)[-1], event_seen=False)
         return moved
-
-    async def _not_done(
-        self, act_id: int, action: str, message_id: str, audited: Actor | None, error: RelayError
-    ) -> None:
-        """What was written down first failed: say so, where that is possible."""
-
-        def write(session: Session) -> None:
-            history.not_done(session, act_id, error.detail)
-            if audited is not None:
-                self.audit.within(session, audited, action, message_id, {"not_done": error.detail})
-
-        try:
-            await self.store.write(write)
-        except RelayError as failed:
-            log.warning("an act that failed is told as done", message=message_id, act=action, reason=failed.detail)
-
-
-def deleted(directory: str, entry: Entry, envelope: Envelope | None, actor: Actor) -> ledger.Entry:
-    """What the history is told of a message that an operator deleted; what was sent of it stays sent."""
-    was = entry.sidecar
-    recipients = envelope.recipients if envelope is not None else ()
-    return ledger.Entry(
-        message_id=entry.identity.id,
-        directory=directory,
-        sender=envelope.sender if envelope is not None else "",
-        size_bytes=entry.size,
-        arrived_at=entry.mtime,
-        status=ledger.Status.DELETED,
-        finished=True,
-        rest=tuple(r.mailbox for r in recipients if was is None or r.mailbox not in was.accepted),
-        reason=f"deleted by {actor.key_name}",
-        attempts_counted=was.attempts if was else 0,
-        first_attempt_at=was.first_attempt_at if was else None,
-        possible_duplicate=bool(was and was.possible_duplicate),
-    )
 
 
 def shown(name: bytes) -> str:

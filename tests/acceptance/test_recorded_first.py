@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -285,6 +286,28 @@ async def test_the_life_of_a_message_tells_of_an_act_that_failed(
         assert act["act"] == "hold"
         assert "not done: " in act["detail"]
         assert "Read-only" in act["detail"]
+
+
+async def test_the_history_takes_back_a_deletion_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink = os.unlink
+
+    def fails(path: Any, **at: Any) -> None:
+        if path == b"a.eml":
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(path, **at)
+
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        await bench.http.post("/pause")
+        await _wait(bench)
+        one = await queued_id(bench)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "unlink", fails)
+            assert (await bench.http.delete(f"/queue/messages/{one}")).status_code == 503
+        assert await bench.history() == {"jo@example.org": "deferred"}
+        assert bench.names() == ["a.eml"]
+        await bench.http.post("/resume")
+        await until(lambda: server.messages and not bench.names(), "delivery")
+        assert await bench.history() == {"jo@example.org": "sent"}
 
 
 # --- what runs in the background --------------------------------------------------------------------------------------

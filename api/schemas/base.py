@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
+from core.domain.address import quoted_end
 from core.runtime.views import Page
 
 T = TypeVar("T")
@@ -20,7 +21,6 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 MAX_TIME = 253_402_300_799.0  # end of the year 9999
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)")
 _DIGITS = re.compile(r"[1-9][0-9]{0,18}")
-_QUOTED_LOCAL = re.compile(r'^"(?:[^"\\]|\\.)*+"(?=@)')  # RFC 5321, section 4.1.2
 
 
 class In(BaseModel):
@@ -150,7 +150,7 @@ def _word(text: str) -> str:
 
 
 def _mailbox(text: str) -> str:
-    _word(_QUOTED_LOCAL.sub("", text, count=1))
+    _word(text[quoted_end(text) :])
     return _printable(text)
 
 

@@ -88,11 +88,16 @@ def parse_mailbox(text: str | bytes, *, allow_literal: bool = False) -> Mailbox:
     return Mailbox(local, domain)
 
 
+def quoted_end(text: str) -> int:
+    """Where the quoted string ends that the text begins with; 0: it begins with none."""
+    quoted = _QUOTED.match(text)
+    return quoted.end() if quoted else 0
+
+
 def _halves(text: str) -> tuple[str, str]:
     if text.startswith("@"):
         raise AddressError("it begins with '@': no local part, or a source route")
-    quoted = _QUOTED.match(text)
-    at = quoted.end() if quoted else text.find("@")
+    at = quoted_end(text) or text.find("@")
     if at < 0:
         raise AddressError("it has no '@' and so no domain")
     if text[at : at + 1] != "@":

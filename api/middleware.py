@@ -16,7 +16,7 @@ from api.errors import TOO_LARGE, WRONG_MEDIA_TYPE, path_of, problem
 
 FORM = b"application/x-www-form-urlencoded"
 JSON = b"application/json"
-MAIL_KINDS = frozenset({b"", b"message/rfc822", b"text/plain", b"application/octet-stream"})
+MAIL_KINDS = frozenset({b"", b"message/rfc822", b"text/plain", b"application/octet-stream", FORM})  # FORM: bare curl
 MAIL = frozenset({"/messages", "/messages/explain"})  # what takes one
 STREAMED = frozenset({"/messages"})  # has a limit of its own
 HEADERS = (

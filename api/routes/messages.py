@@ -69,7 +69,7 @@ def _takes_mail(route: dict[str, Any]) -> dict[str, Any]:
                 404: "There is no such directory. Remedy: GET /directories lists them.",
                 409: "The same Idempotency-Key is at work right now. Remedy: repeat after it has its answer.",
                 413: "The mail is larger than the directory's `max_message_bytes`. Remedy: raise that.",
-            415: _WRONG_KIND,
+                415: _WRONG_KIND,
                 422: "A parameter is wrong, the mail is empty, or the same Idempotency-Key came with another body or "
                 "directory.",
                 503: "The directory, or with an Idempotency-Key the database, can't be used, or MPU starts or stops. "

@@ -93,7 +93,7 @@ async def test_a_place_is_kept_for_one_that_is_to_start_and_free_again_where_it_
     bench.start("a")
     bench.start("b")
     late = Item("c")
-    with bench.register.place_for(late), pytest.raises(NotRunning):
+    with bench.register.place_for(late), pytest.raises(TooMany):
         bench.start("d")
     assert bench.known("c") == []
     with bench.register.place_for(late):

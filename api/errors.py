@@ -91,12 +91,17 @@ MALFORMED = Kind(
     "The body can't be read",
     "It is not UTF-8, nested beyond measure, or broke off. What is read and no JSON is `invalid`: `malformed_json`.",
 )
+MALFORMED_REQUEST = Kind("malformed_request", 400, "This is no HTTP request", "The detail says what HTTP has not.")
 UNAUTHORIZED = Kind("unauthorized", 401, "A valid API key is needed", "None was given, or it is unknown or expired.")
 FORBIDDEN = Kind("forbidden", 403, "The API key may not do this", "`required_scope` names the scope that it needs.")
 NO_ROUTE = Kind("no_such_path", 404, "There is no such path", "The calls are listed at /docs.")
 WRONG_METHOD = Kind("method_not_allowed", 405, "The path has no such method", "`Allow` names those it has.")
 TOO_LARGE = Kind("too_large", 413, "The body is too large", "MPU_MAX_REQUEST_BYTES, or the directory's limit.")
+URL_TOO_LONG = Kind("url_too_long", 414, "The URL is too long", "Filters of many values; or no client of MPU at all.")
 WRONG_MEDIA_TYPE = Kind("unsupported_media_type", 415, "This kind of body is not read here", "`remedy` names what is.")
+HEADER_TOO_LARGE = Kind(
+    "header_too_large", 431, "The header of the request is too large", "MPU_MAX_REQUEST_HEADER_BYTES for all of it."
+)
 INTERNAL = Kind("internal", 500, "An error nobody thought of", "The log has it, with the time of the request.")
 
 DOCUMENTED: tuple[Kind, ...] = tuple(
@@ -104,12 +109,15 @@ DOCUMENTED: tuple[Kind, ...] = tuple(
         {
             *KINDS.values(),
             MALFORMED,
+            MALFORMED_REQUEST,
             UNAUTHORIZED,
             FORBIDDEN,
             NO_ROUTE,
             WRONG_METHOD,
             TOO_LARGE,
+            URL_TOO_LONG,
             WRONG_MEDIA_TYPE,
+            HEADER_TOO_LARGE,
             INTERNAL,
         },
         key=lambda kind: (kind.status, kind.name),

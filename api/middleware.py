@@ -26,6 +26,7 @@ HEADERS = (
 )
 NO_PAGE_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 NOT_STORED = (b"cache-control", b"no-store")
+WITH_EVERY_ANSWER = (*HEADERS, NO_PAGE_POLICY, NOT_STORED)
 
 
 class RequestRules:
@@ -135,7 +136,7 @@ def _with_headers(send: Send) -> Send:
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))
             there = {name.lower() for name, _ in headers}
-            headers += [item for item in (*HEADERS, NO_PAGE_POLICY, NOT_STORED) if item[0] not in there]
+            headers += [item for item in WITH_EVERY_ANSWER if item[0] not in there]
             message = {**message, "headers": headers}
         await send(message)
 

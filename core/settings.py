@@ -87,6 +87,9 @@ class Settings(BaseModel):
     )
     tls_certificate_file: Path | None = Field(default=None, description="PEM chain for HTTPS; needs tls_key_file")
     tls_key_file: Path | None = Field(default=None, description="PEM private key for HTTPS; needs tls_certificate_file")
+    max_request_header_bytes: int = Field(
+        default=64 << 10, ge=4 << 10, le=1 << 20, description="Largest header of a request: its line and all fields"
+    )
     max_request_bytes: int = Field(
         default=1 << 20, ge=1 << 10, le=1 << 28, description="Largest request body but for mails"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import os
 import signal
@@ -16,13 +17,14 @@ import socket
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import structlog
 import typer
 import uvicorn
 from fastapi import FastAPI
 
+from api.cli.connection import Connection
 from api.cli.output import EXIT_FAILED, complain, say
 from api.cli.settings import Config, DataDir, prepare_data_dir
 from core.errors import RelayError
@@ -136,7 +138,8 @@ async def serve_app(
             ssl_certfile=str(settings.tls_certificate_file) if tls else None,
             ssl_keyfile=str(settings.tls_key_file) if tls else None,
             timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
-            h11_max_incomplete_event_size=64 * 1024,
+            http=cast("Any", functools.partial(Connection, max_header_bytes=settings.max_request_header_bytes)),
+            ws="none",
         ),
         begin_stop=begin_stop,
         ready=ready,

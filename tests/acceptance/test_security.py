@@ -10,6 +10,7 @@ import ast
 import asyncio
 import base64
 import configparser
+import contextlib
 import hmac
 import io
 import json
@@ -40,7 +41,7 @@ from core.store.secrets import KEY_FILE
 from core.store.store import DATABASE_FILE
 from tests.support.command import mpu
 from tests.support.relay import SIMPLE, account, mail, running
-from tests.support.service import service
+from tests.support.service import Service, answer_on, connected, is_closed, service
 from tests.support.smtp_server import Close, Raw, SmtpServer, certificate
 from tests.support.token_server import Reply, TokenServer, service_key
 
@@ -78,6 +79,7 @@ PROMISES = {
         "nothing_follows_redirects",
     ],
     "Request bodies capped": ["request_bodies_are_capped"],
+    "Headers capped before any key, what is no HTTP answered": ["headers_are_capped", "what_is_no_http"],
     "MultiFernet with a 0600 key file, rotation that survives a kill": [
         "files_of_the_data_directory_are_closed",
         "a_rotation_that_was_killed",
@@ -853,6 +855,82 @@ async def test_request_bodies_are_capped(tmp_path: Path) -> None:
             assert (
                 await bench.http.post("/messages?directory=pickup", content=b"x" * 30_000, headers=liar)
             ).status_code == 413
+
+
+@pytest.fixture(scope="module")
+def listening(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    root = tmp_path_factory.mktemp("http")
+    with service(root / "data", root) as running_service:
+        yield running_service
+
+
+def test_headers_are_capped_before_any_key(listening: Service) -> None:
+    """In one piece or in many, as one field, many, a URL, or behind a chunked body; others are served meanwhile."""
+    endless = [b"x" * 65_536] * 400  # 25 MB
+    begin = b"GET /queue HTTP/1.1\r\nHost: mpu\r\n"
+    chunked = b"POST /drain HTTP/1.1\r\nHost: mpu\r\nTransfer-Encoding: chunked\r\n\r\n"
+    hostile = {
+        "one field": (431, [begin + b"X-A: ", *endless]),
+        "many fields": (431, [begin, *[b"X-A: " + b"y" * 1000 + b"\r\n"] * 25_000]),
+        "whole": (431, [begin + b"X-A: " + b"y" * 65_536 + b"\r\n\r\n"]),
+        "a name": (431, [begin + b"X", *endless]),
+        "a URL": (414, [b"GET /", *endless]),
+        "a whole URL": (414, [b"GET /" + b"x" * 65_540 + b" HTTP/1.1\r\nHost: mpu\r\n\r\n"]),
+    }
+    behind = {"fields behind": [b"0\r\nX-A: ", *endless], "a chunk": [b"1;x=", *endless]}
+    before = _resident_kib(listening)
+    for what, (status, pieces) in (hostile | {name: (431, pieces) for name, pieces in behind.items()}).items():
+        with connected(listening) as connection:
+            if what in behind:
+                connection.sendall(chunked)
+                assert answer_on(connection).status == 401, what
+            with contextlib.suppress(ConnectionError):  # it is not read for ever
+                for piece in pieces:
+                    connection.sendall(piece)
+            answer = answer_on(connection)
+            assert (answer.status, answer.headers["connection"]) == (status, "close"), what
+            assert answer.problem() == {431: "header_too_large", 414: "url_too_long"}[status], what
+            assert is_closed(connection), what
+    assert _resident_kib(listening) - before < 16 << 10
+
+
+def test_a_header_that_fits_is_taken(listening: Service) -> None:
+    answer = listening.http.get("/queue", headers={"X-Long": "y" * 60_000})
+    assert answer.status_code == 200
+
+
+def _resident_kib(of: Service) -> int:
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{of.process.pid}/status").read_text())
+    assert found is not None
+    return int(found[1])
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"FOO /queue HTTP/1.1\r\nHost: mpu\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc",  # TLS to a port without it
+        b"POST /drain HTTP/1.1\r\nHost: mpu\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n12",
+        b"POST /drain HTTP/1.1\r\nHost: mpu\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        b"POST /drain HTTP/1.1\r\nHost: mpu\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /queue HTTP/1.1\r\nHost mpu\r\n\r\n",
+        b"CONNECT mpu:25 HTTP/1.1\r\nHost: mpu\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_told_as_every_error_is(listening: Service, request_: bytes) -> None:
+    with connected(listening) as connection:
+        connection.sendall(request_)
+        answer = answer_on(connection)
+        assert (answer.status, answer.problem()) == (400, "malformed_request")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert is_closed(connection)
+
+
+def test_what_comes_behind_a_whole_request_does_not_take_its_answer(listening: Service) -> None:
+    with connected(listening) as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: mpu\r\n\r\nFOO BAR\r\n\r\n")
+        assert answer_on(connection).status == 200
+        assert is_closed(connection)
 
 
 # --- the encryption key -----------------------------------------------------------------------------------------------

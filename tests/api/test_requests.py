@@ -46,7 +46,6 @@ async def test_a_mail_comes_as_one_or_without_a_kind(admin: httpx.AsyncClient, p
         "application/json",
         "text/html",
         "multipart/form-data; boundary=x",
-        "application/x-www-form-urlencoded",
     ):
         answer = await sent(kind)
         assert (answer.status_code, answer.json()["type"]) == (415, "urn:mpu:problem:unsupported_media_type"), kind

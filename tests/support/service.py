@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -58,6 +60,44 @@ class Service:
         answer = self.http.post(path, json=body)
         assert answer.is_success, answer.text
         return answer.json()
+
+
+@dataclass
+class Answer:
+    """What came back over a connection of the test's own."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def problem(self) -> str:
+        """The name of the problem; it must be one."""
+        assert self.headers["content-type"] == "application/problem+json", self
+        told = json.loads(self.body)
+        assert told["status"] == self.status
+        return str(told["type"]).removeprefix("urn:mpu:problem:")
+
+
+def connected(service: Service) -> socket.socket:
+    """A connection that says nothing by itself."""
+    url = service.http.base_url
+    return socket.create_connection((url.host, url.port), timeout=PATIENCE_SECONDS)
+
+
+def answer_on(connection: socket.socket) -> Answer:
+    """The next answer that comes."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    headers = {name.lower(): value for name, value in answer.getheaders()}
+    return Answer(answer.status, headers, answer.read())
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Waits for the service to end it: True if it did, and said nothing more."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
 
 
 @contextmanager

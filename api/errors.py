@@ -97,6 +97,7 @@ FORBIDDEN = Kind("forbidden", 403, "The API key may not do this", "`required_sco
 NO_ROUTE = Kind("no_such_path", 404, "There is no such path", "The calls are listed at /docs.")
 WRONG_METHOD = Kind("method_not_allowed", 405, "The path has no such method", "`Allow` names those it has.")
 TOO_LARGE = Kind("too_large", 413, "The body is too large", "MPU_MAX_REQUEST_BYTES, or the directory's limit.")
+TOO_SLOW = Kind("request_timeout", 408, "The request came too slowly", "The client or the network stalled; try again.")
 URL_TOO_LONG = Kind("url_too_long", 414, "The URL is too long", "Filters of many values; or no client of MPU at all.")
 WRONG_MEDIA_TYPE = Kind("unsupported_media_type", 415, "This kind of body is not read here", "`remedy` names what is.")
 HEADER_TOO_LARGE = Kind(
@@ -114,6 +115,7 @@ DOCUMENTED: tuple[Kind, ...] = tuple(
             FORBIDDEN,
             NO_ROUTE,
             WRONG_METHOD,
+            TOO_SLOW,
             TOO_LARGE,
             URL_TOO_LONG,
             WRONG_MEDIA_TYPE,

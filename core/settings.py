@@ -87,6 +87,18 @@ class Settings(BaseModel):
     )
     tls_certificate_file: Path | None = Field(default=None, description="PEM chain for HTTPS; needs tls_key_file")
     tls_key_file: Path | None = Field(default=None, description="PEM private key for HTTPS; needs tls_certificate_file")
+    max_http_connections: int = Field(
+        default=1000,
+        ge=1,
+        le=100_000,
+        description="HTTP connections at once, and never more than a quarter of the open files that the system allows",
+    )
+    request_header_timeout_seconds: float = Field(
+        default=10, gt=0, le=3600, description="Until the header of a request is whole, the TLS handshake likewise"
+    )
+    answer_timeout_seconds: float = Field(
+        default=60, gt=0, le=3600, description="An answer of which the client takes nothing for so long is cut off"
+    )
     max_request_header_bytes: int = Field(
         default=64 << 10, ge=4 << 10, le=1 << 20, description="Largest header of a request: its line and all fields"
     )

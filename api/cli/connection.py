@@ -16,7 +16,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from api.errors import HEADER_TOO_LARGE, MALFORMED_REQUEST, URL_TOO_LONG, problem
+from api.cli.reception import Guests
+from api.errors import HEADER_TOO_LARGE, MALFORMED_REQUEST, TOO_SLOW, URL_TOO_LONG, problem
 from api.middleware import WITH_EVERY_ANSWER
 
 MAX_URL_BYTES = 65_535  # what the parser of URLs takes
@@ -28,7 +29,7 @@ class _HeaderTooLarge(Exception):
 
 
 class Connection(HttpToolsProtocol):
-    """See the module's text. Made by uvicorn for each connection; `max_header_bytes` in octets."""
+    """See the module's text. `max_header_bytes` in octets; `guests`: who bounds its time and the number of all."""
 
     def __init__(
         self,
@@ -38,12 +39,26 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
         max_header_bytes: int,
+        guests: Guests,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.url = b""
         self._max_header_bytes = max_header_bytes
+        self._guests = guests
         self._unused = 0  # octets since the last whole header or piece of a body
+        self._begun = False  # whether a part of a header came
         self._refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """The handshake, if any, is through."""
+        super().connection_made(transport)
+        self._guests.came(self)
+        self._guests.waits(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Closed by whomever."""
+        self._guests.left(self)
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Octets of the client."""
@@ -68,6 +83,8 @@ class Connection(HttpToolsProtocol):
         """The first octet of a request was read."""
         super().on_message_begin()
         self._unused = 0
+        self._begun = True
+        self._guests.begins(self)
 
     def on_headers_complete(self) -> None:
         """Its header is whole, and may have come in one piece that is larger than it may be."""
@@ -77,6 +94,8 @@ class Connection(HttpToolsProtocol):
         )  # ": " and the line's end
         if size > self._max_header_bytes or len(self.url) > MAX_URL_BYTES:
             raise _HeaderTooLarge
+        self._begun = False
+        self._guests.asked(self)
         super().on_headers_complete()
         self.headers = []  # fields behind a chunked body are not the header's: nobody may take them for it
 
@@ -84,6 +103,48 @@ class Connection(HttpToolsProtocol):
         """A piece of its body."""
         self._unused = 0
         super().on_body(body)
+
+    def on_response_complete(self) -> None:
+        """It owes the next request, if it has not sent that already."""
+        next_one = bool(self.pipeline)
+        super().on_response_complete()
+        if not next_one:
+            self._guests.waits(self)
+
+    def pause_writing(self) -> None:
+        """The client does not take what is written."""
+        super().pause_writing()
+        self._guests.stalls(self)
+
+    def resume_writing(self) -> None:
+        """It took most of it."""
+        super().resume_writing()
+        if self._unanswered() is None:
+            self._guests.waits(self)
+        else:
+            self._guests.asked(self)
+
+    # --- as a guest ---
+
+    def time_is_over(self) -> None:
+        """Its header, or the end of its connection, did not come in time."""
+        if self._refused or self.transport.is_closing():
+            self.drop()
+        elif self._begun:
+            seconds = self._guests.header_seconds
+            self._refuse(problem(TOO_SLOW, f"no whole header came within {seconds:g} seconds", remedy="Try again."))
+        else:  # nothing was begun that could be answered
+            self.transport.close()
+
+    def drop(self) -> None:
+        """Close at once."""
+        self.transport.abort()
+
+    def unsent(self) -> int:
+        """Octets of answers that the client has not taken yet."""
+        return self.transport.get_write_buffer_size()
+
+    # --- what is refused ---
 
     def _refuse_header(self) -> None:
         limit = self._max_header_bytes

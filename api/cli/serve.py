@@ -26,6 +26,7 @@ from fastapi import FastAPI
 
 from api.cli.connection import Connection
 from api.cli.output import EXIT_FAILED, complain, say
+from api.cli.reception import Guests, Reception, places
 from api.cli.settings import Config, DataDir, prepare_data_dir
 from core.errors import RelayError
 from core.logs import configure_logs
@@ -125,6 +126,12 @@ async def serve_app(
 ) -> int:
     """Serve until a signal; the exit code. `begin_stop` is called once, before open requests are waited for."""
     tls = settings.tls_certificate_file is not None
+    guests = Guests(
+        most=places(settings.max_http_connections),
+        header_seconds=settings.request_header_timeout_seconds,
+        answer_seconds=settings.answer_timeout_seconds,
+    )
+    connection = functools.partial(Connection, max_header_bytes=settings.max_request_header_bytes, guests=guests)
     server = Server(
         uvicorn.Config(
             app,
@@ -138,9 +145,10 @@ async def serve_app(
             ssl_certfile=str(settings.tls_certificate_file) if tls else None,
             ssl_keyfile=str(settings.tls_key_file) if tls else None,
             timeout_graceful_shutdown=max(1, round(settings.grace_seconds)),
-            http=cast("Any", functools.partial(Connection, max_header_bytes=settings.max_request_header_bytes)),
+            http=cast("Any", connection),  # it is only called
             ws="none",
         ),
+        guests=guests,
         begin_stop=begin_stop,
         ready=ready,
     )
@@ -156,18 +164,34 @@ async def serve_app(
 
 
 class Server(uvicorn.Server):
-    """uvicorn, with signals of our own and word to the service manager."""
+    """uvicorn, with connections and signals of our own, and word to the service manager."""
 
-    def __init__(self, config: uvicorn.Config, *, begin_stop: Callable[[], None], ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, *, guests: Guests, begin_stop: Callable[[], None], ready: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._guests = guests
+        self._reception: Reception | None = None
         self._begin_stop = begin_stop
         self._ready = ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
+        await super().startup(sockets=[])  # uvicorn would accept without a limit
         if self.started and not self.should_exit:
+            assert sockets is not None
+            self._reception = Reception(self._guests, sockets[0], self._connection, self.config.ssl)
             notify("READY=1")
             self._ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._reception is not None:
+            await self._reception.close()
+        await super().shutdown(sockets=sockets)
+
+    def _connection(self) -> asyncio.Protocol:
+        make: Any = self.config.http_protocol_class
+        made: Connection = make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return made
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -29,6 +29,7 @@ from typing import Any
 import httpx
 import pytest
 import structlog
+import trustme
 
 from api.app import create_app
 from core.domain.account import AuthMethod
@@ -41,7 +42,7 @@ from core.store.secrets import KEY_FILE
 from core.store.store import DATABASE_FILE
 from tests.support.command import mpu
 from tests.support.relay import SIMPLE, account, mail, running
-from tests.support.service import Service, answer_on, connected, is_closed, service
+from tests.support.service import KEY, Service, answer_on, connected, is_closed, service, wait_until
 from tests.support.smtp_server import Close, Raw, SmtpServer, certificate
 from tests.support.token_server import Reply, TokenServer, service_key
 
@@ -79,6 +80,12 @@ PROMISES = {
         "nothing_follows_redirects",
     ],
     "Request bodies capped": ["request_bodies_are_capped"],
+    "Connections bounded in number and time": [
+        "silent_connections",
+        "a_header_has_a_time",
+        "every_place_is_at_work",
+        "nobody_takes",
+    ],
     "Headers capped before any key, what is no HTTP answered": ["headers_are_capped", "what_is_no_http"],
     "MultiFernet with a 0600 key file, rotation that survives a kill": [
         "files_of_the_data_directory_are_closed",
@@ -931,6 +938,101 @@ def test_what_comes_behind_a_whole_request_does_not_take_its_answer(listening: S
         connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: mpu\r\n\r\nFOO BAR\r\n\r\n")
         assert answer_on(connection).status == 200
         assert is_closed(connection)
+
+
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: mpu\r\n\r\n"
+FEW_FILES = ["sh", "-c", 'ulimit -n 240; exec "$@"', "sh"]  # a quarter: 60
+
+
+def _sockets(of: Service) -> int:
+    """How many descriptors of it are TCP connections or the listener."""
+    links = []
+    for number in Path(f"/proc/{of.process.pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(str(number.readlink()))
+    return sum(link.startswith("socket:") for link in links)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_silent_connections_take_neither_the_files_of_mail_nor_the_place_of_others(tmp_path: Path, tls: bool) -> None:
+    """Three hundred that say nothing, on a service that may have 240 files open: no more than sixty stay."""
+    files = {}
+    if tls:
+        issued = trustme.CA().issue_cert("127.0.0.1")
+        issued.private_key_pem.write_to_path(tmp_path / "key.pem")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / "chain.pem")
+        files = {"MPU_TLS_CERTIFICATE_FILE": f"{tmp_path}/chain.pem", "MPU_TLS_KEY_FILE": f"{tmp_path}/key.pem"}
+    with (
+        service(tmp_path / "data", tmp_path, FEW_FILES, **files) as listening,
+        contextlib.ExitStack() as held,
+    ):
+        (tmp_path / "in").mkdir()
+        listening.post("/accounts", name="main", host="127.0.0.1", security="none", auth="none")
+        listening.post("/directories", name="in", path=str(tmp_path / "in"), accounts=["main"])
+        before = _sockets(listening)
+        silent = [held.enter_context(connected(listening)) for _ in range(300)]
+        for _ in range(5):
+            with httpx.Client(base_url=listening.http.base_url, headers=listening.http.headers, verify=False) as http:
+                taken = http.post("/messages?directory=in", content=SIMPLE)
+                assert taken.status_code == 202, taken.text
+        assert is_closed(silent[0]), "the oldest made room"
+        assert _sockets(listening) <= before + 60
+
+
+def test_a_header_has_a_time_to_be_whole(tmp_path: Path) -> None:
+    settings = {"MPU_REQUEST_HEADER_TIMEOUT_SECONDS": "0.5"}
+    with service(tmp_path / "data", tmp_path, **settings) as listening, contextlib.ExitStack() as held:
+        silent, half, second, drip = (held.enter_context(connected(listening)) for _ in range(4))
+        half.sendall(LIVE[:20])
+        second.sendall(LIVE + LIVE[:20])
+        assert answer_on(second).status == 200
+        for connection in (half, second):
+            answer = answer_on(connection)
+            assert (answer.status, answer.problem()) == (408, "request_timeout")
+            assert is_closed(connection)
+        assert is_closed(silent)
+        while not _ended_at(drip, b"\r\n"):  # lines before a request are skipped, and no reason to wait for ever
+            pass
+
+
+def _ended_at(connection: socket.socket, octets: bytes) -> bool:
+    connection.settimeout(0.1)
+    try:
+        connection.sendall(octets)
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_where_every_place_is_at_work_new_connections_are_closed(tmp_path: Path) -> None:
+    asked = f"POST /drain HTTP/1.1\r\nHost: mpu\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 2\r\n"
+    with (
+        service(tmp_path / "data", tmp_path, MPU_MAX_HTTP_CONNECTIONS="2") as listening,
+        contextlib.ExitStack() as held,
+    ):
+        working = [held.enter_context(connected(listening)) for _ in range(2)]
+        for connection in working:
+            connection.sendall(asked.encode() + b"Expect: 100-continue\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 100 "), "its body is waited for"
+        for _ in range(3):
+            with connected(listening) as another:
+                assert is_closed(another)
+        for connection in working:
+            connection.sendall(b"{}")
+            assert answer_on(connection).status == 200
+        assert listening.http.get("/queue").status_code == 200
+
+
+def test_an_answer_that_nobody_takes_is_cut_off(tmp_path: Path) -> None:
+    asked = b"GET /openapi.json HTTP/1.1\r\nHost: mpu\r\n\r\n" * 200
+    with service(tmp_path / "data", tmp_path, MPU_ANSWER_TIMEOUT_SECONDS="0.5") as listening:
+        before = _sockets(listening)
+        with connected(listening) as deaf:
+            deaf.sendall(asked)
+            wait_until(lambda: _sockets(listening) > before, "the connection")
+            wait_until(lambda: _sockets(listening) == before, "its end")
 
 
 # --- the encryption key -----------------------------------------------------------------------------------------------

@@ -124,7 +124,9 @@ def service(data_dir: Path, root: Path, wrapper: Sequence[str] = (), **settings:
 
     try:
         wait_until(url, "the service's start")
-        with httpx.Client(base_url=url() or "", headers={"Authorization": f"Bearer {KEY}"}, timeout=60) as http:
+        with httpx.Client(
+            base_url=url() or "", headers={"Authorization": f"Bearer {KEY}"}, timeout=60, verify=False
+        ) as http:
             yield Service(process, http, log, data_dir)
     finally:
         if process.poll() is None:

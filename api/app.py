@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from fastapi import FastAPI
 
 from api import errors, openapi
-from api.middleware import RequestRules
+from api.middleware import Bodies, RequestRules
 from api.routes import (
     accounts,
     directories,
@@ -74,8 +74,14 @@ def create_app(settings: Settings, relay: RelayFacade | None = None) -> FastAPI:
     if relay is not None:
         app.state.relay = relay
     errors.install(app)
+    app.state.bodies = Bodies(
+        idle_seconds=settings.request_body_timeout_seconds, whole_seconds=settings.request_deadline_seconds
+    )
     app.add_middleware(
-        RequestRules, max_request_bytes=settings.max_request_bytes, max_mail_bytes=settings.max_submit_bytes
+        RequestRules,
+        bodies=app.state.bodies,
+        max_request_bytes=settings.max_request_bytes,
+        max_mail_bytes=settings.max_submit_bytes,
     )
     for router in ROUTERS:
         app.include_router(router)

@@ -302,7 +302,15 @@ async def _on_forbidden(_: Request, error: Exception) -> JSONResponse:
 
 async def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    kinds = {400: MALFORMED, 404: NO_ROUTE, 405: WRONG_METHOD, 413: TOO_LARGE, 415: WRONG_MEDIA_TYPE}
+    kinds = {
+        400: MALFORMED,
+        404: NO_ROUTE,
+        405: WRONG_METHOD,
+        408: TOO_SLOW,
+        413: TOO_LARGE,
+        415: WRONG_MEDIA_TYPE,
+        503: KINDS[relay_errors.NotRunning],
+    }
     kind = kinds.get(error.status_code, INTERNAL)
     details = {
         404: f"nothing is at {request.url.path[:200]}",

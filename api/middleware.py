@@ -1,12 +1,14 @@
 """What is asked of every request before routing, and said with every answer.
 
-Bodies are capped (by Content-Length at once, else while they come in). A body without Content-Type, or with the one
-that `curl -d` sends, is read as JSON; other kinds are refused where JSON is needed. A mail may come without a type, as
-message/rfc822, or as what programs say of any file. Nothing is unpacked: a coded body is refused. Answers
-tell browsers to guess and frame nothing. HEAD is answered as GET is, without the body.
+Bodies are capped (by Content-Length at once, else while they come in) and have their time. A body without Content-Type,
+or with the one that `curl -d` sends, is read as JSON; other kinds are refused where JSON is needed. A mail may come
+without a type, as message/rfc822, or as what programs say of any file. Nothing is unpacked: a coded body is refused.
+Answers tell browsers to guess and frame nothing. HEAD is answered as GET is, without the body.
 """
 
 from __future__ import annotations
+
+import asyncio
 
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -29,11 +31,63 @@ NOT_STORED = (b"cache-control", b"no-store")
 WITH_EVERY_ANSWER = (*HEADERS, NO_PAGE_POLICY, NOT_STORED)
 
 
+class Bodies:
+    """The time that bodies take. `idle_seconds`: until the next octets of one; `whole_seconds`: for all of it."""
+
+    def __init__(self, *, idle_seconds: float, whole_seconds: float) -> None:
+        self._idle_seconds = idle_seconds
+        self._whole_seconds = whole_seconds
+        self._open: set[asyncio.Timeout] = set()
+        self._stopping = False
+
+    def begin_stop(self) -> None:
+        """Those that are not whole end now: a stop would wait for their clients."""
+        self._stopping = True
+        now = asyncio.get_running_loop().time()
+        for limit in self._open:
+            if not limit.expired():
+                limit.reschedule(now)
+
+    def timed(self, receive: Receive) -> Receive:
+        """Raises the 408 or 503 that FastAPI passes on as it is."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._whole_seconds
+        whole = False
+
+        async def timed() -> Message:
+            nonlocal whole
+            if whole:  # it is asked whether the client hung up
+                return await receive()
+            now = loop.time()
+            limit = asyncio.timeout_at(now if self._stopping else min(ends_at, now + self._idle_seconds))
+            self._open.add(limit)
+            try:
+                async with limit:
+                    message = await receive()
+            except TimeoutError:
+                raise self._over(loop.time() >= ends_at) from None
+            finally:
+                self._open.discard(limit)
+            whole = not message.get("more_body", False)
+            return message
+
+        return timed
+
+    def _over(self, deadline: bool) -> HTTPException:
+        close = {"Connection": "close"}  # the rest would be taken for the next request
+        if self._stopping:
+            return HTTPException(503, "the service stops; the body was not whole. Send it again in a moment.", close)
+        seconds = self._whole_seconds if deadline else self._idle_seconds
+        what = "the body was not whole after" if deadline else "nothing of the body came for"
+        return HTTPException(408, f"{what} {seconds:g} seconds. Send it again.", close)
+
+
 class RequestRules:
     """ASGI middleware with the rules of this module's text. Sizes in octets."""
 
-    def __init__(self, app: ASGIApp, *, max_request_bytes: int, max_mail_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, bodies: Bodies, max_request_bytes: int, max_mail_bytes: int) -> None:
         self._app = app
+        self._bodies = bodies
         self._max_request_bytes = max_request_bytes
         self._max_mail_bytes = max_mail_bytes
 
@@ -57,6 +111,7 @@ class RequestRules:
                 return
             if path not in MAIL and _media_type(scope) in (b"", FORM):
                 scope = {**scope, "headers": [*_without_type(scope), (b"content-type", JSON)]}
+            receive = self._bodies.timed(receive)
         if path not in STREAMED:
             receive = _capped(receive, limit, path)
         await self._app(scope, receive, _with_headers(send))

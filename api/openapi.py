@@ -80,8 +80,10 @@ _COMMON = {
     422: "A field or parameter is wrong or unknown. Remedy: `errors` names each with pointer and code.",
     503: "The database can't be used now, or MPU starts or stops. Remedy: try again after `Retry-After` seconds.",
 }
+TOO_SLOWLY = "The body came too slowly. Remedy: send it again; `MPU_REQUEST_BODY_TIMEOUT_SECONDS` is what is waited."
 _BODY = {
     400: "The body is not UTF-8 or nested beyond measure. Remedy: send JSON.",
+    408: TOO_SLOWLY,
     413: "The body is too large. Remedy: a smaller one, or raise MPU_MAX_REQUEST_BYTES.",
     415: "The body has another Content-Type, or a Content-Encoding. Remedy: application/json, as it is.",
 }

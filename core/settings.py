@@ -96,6 +96,12 @@ class Settings(BaseModel):
     request_header_timeout_seconds: float = Field(
         default=10, gt=0, le=3600, description="Until the header of a request is whole, the TLS handshake likewise"
     )
+    request_body_timeout_seconds: float = Field(
+        default=30, gt=0, le=3600, description="Until the next octets of a request's body"
+    )
+    request_deadline_seconds: float = Field(
+        default=1800, gt=0, le=86_400, description="For the whole body of a request, however slowly it comes"
+    )
     answer_timeout_seconds: float = Field(
         default=60, gt=0, le=3600, description="An answer of which the client takes nothing for so long is cut off"
     )
@@ -182,7 +188,9 @@ class Settings(BaseModel):
     open_drains_max: int = Field(default=100, ge=1, le=10_000, description="Drains and operations open at once")
 
     # --- mails handed over by HTTP ---
-    uploads_max: int = Field(default=16, ge=1, le=1000, description="Uploads at once; more wait for one to end")
+    uploads_max: int = Field(
+        default=16, ge=1, le=1000, description="Uploads written at once; one whose client sends nothing is none of them"
+    )
 
     # --- sandbox of the demo ---
     sandbox_port: int = Field(

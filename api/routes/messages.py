@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from api.deps import By, MessageIdIn, Relay, Start
 from api.errors import Forbidden, hung_up
-from api.openapi import MESSAGES, operation
+from api.openapi import MESSAGES, TOO_SLOWLY, operation
 from api.schemas.base import NAME_PATTERN
 from api.schemas.messages import ExplanationPublic, MessagePublic, SubmittedPublic
 from api.security import GuardedRoute, may_submit_to
@@ -67,6 +67,7 @@ def _takes_mail(route: dict[str, Any]) -> dict[str, Any]:
                 400: "The client hung up in the middle; nothing was kept. Remedy: send it again.",
                 403: "The key may not submit to this directory. Remedy: a key with it in `directories`.",
                 404: "There is no such directory. Remedy: GET /directories lists them.",
+                408: TOO_SLOWLY,
                 409: "The same Idempotency-Key is at work right now. Remedy: repeat after it has its answer.",
                 413: "The mail is larger than the directory's `max_message_bytes`. Remedy: raise that.",
                 415: _WRONG_KIND,
@@ -132,6 +133,7 @@ async def _capped(request: Request, limit: int) -> AsyncIterator[bytes]:
             errors={
                 400: "The client hung up in the middle. Remedy: send it again.",
                 404: "There is no such directory. Remedy: GET /directories lists them.",
+                408: TOO_SLOWLY,
                 413: "The mail is too large. Remedy: raise MPU_MAX_SUBMIT_BYTES.",
                 415: _WRONG_KIND,
             },

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from core.domain.account import DotStuffing
-from core.domain.message import State, parse_message_id
+from core.domain.message import MessageIdentity, State, parse_message_id
 from core.domain.outcome import Outcome
 from core.domain.reply import Phase
 from core.errors import DirectoryUnavailable, FieldError, InvalidSettings, NotFound, RelayError, StateConflict
@@ -30,6 +31,7 @@ from core.runtime.views import (
     Submitted,
 )
 from core.spool.directory import DirectorySpool, Entry
+from core.spool.submission import Submission
 from core.store import history, idempotency
 from core.store.entry import Status
 from core.store.store import Store
@@ -44,7 +46,7 @@ class Messages:
     queue: Queue
     store: Store
     explainer: Explainer
-    uploads: ThreadPoolExecutor  # of their own: a slow client holds a thread, and other work must not wait for that
+    uploads: ThreadPoolExecutor  # of their own: other work must not wait for a crowd of them
     _under_way: set[_Key] = field(default_factory=set)
 
     def close(self) -> None:
@@ -60,8 +62,7 @@ class Messages:
         inlet = self.queue.inlets.get(directory)
         hashed = _Hashed(stream)
         if idempotency_key is None:
-            loop = asyncio.get_running_loop()
-            return _taken(inlet, await loop.run_in_executor(self.uploads, inlet.spool.submit, hashed.blocking(loop)))
+            return await self._write(inlet, hashed)
         key = (actor.key_id, idempotency_key)
         if key in self._under_way:
             raise StateConflict("a mail with this Idempotency-Key is just being taken", state="running")
@@ -87,26 +88,53 @@ class Messages:
                 raise _reused("came with another directory in the last 24 hours")
             if used.written or await self._came(inlet, used.message_id):
                 return await _same(hashed, used, directory)
-        loop, spool = asyncio.get_running_loop(), inlet.spool
-        again = None if used is None else parse_message_id(used.message_id).name
-        staged = await loop.run_in_executor(self.uploads, spool.stage, hashed.blocking(loop), again)
-        message_id, digest = staged.identity.id, hashed.digest()
-        try:
+
+        async def reserve(identity: MessageIdentity) -> None:
+            digest = hashed.digest()
             _check_body(used, digest)
             await self.store.write(
                 lambda s: idempotency.reserve(
-                    s, name, api_key=api_key, body_hash=digest, message_id=message_id, now=now()
+                    s, name, api_key=api_key, body_hash=digest, message_id=identity.id, now=now()
                 )
             )
-        except BaseException:
-            await asyncio.to_thread(spool.drop, staged)
-            raise
-        submitted = _taken(inlet, await asyncio.to_thread(spool.put_in, staged))
+
+        again = None if used is None else parse_message_id(used.message_id).name
+        submitted = await self._write(inlet, hashed, again, reserve)
         with suppress(RelayError):  # it spares repetitions a search, no more: nobody waits for it
             self.store.write(
-                lambda s: idempotency.written(s, name, api_key=api_key, message_id=message_id)
+                lambda s: idempotency.written(s, name, api_key=api_key, message_id=submitted.id)
             ).add_done_callback(lambda future: future.cancelled() or future.exception())
         return submitted
+
+    async def _write(
+        self,
+        inlet: Inlet,
+        hashed: _Hashed,
+        name: bytes | None = None,
+        reserve: Callable[[MessageIdentity], Awaitable[None]] | None = None,
+    ) -> Submitted:
+        """With `reserve`, which is asked between the last octet and the name, under exactly the name it was told."""
+        loop = asyncio.get_running_loop()
+        submission = inlet.spool.submission(name)
+        try:
+            chunk = await hashed.read()  # here, not in a thread: who sends nothing holds none
+            while following := await hashed.read():
+                await loop.run_in_executor(self.uploads, submission.write, chunk)
+                chunk = following
+            identity = await loop.run_in_executor(self.uploads, submission.stage, chunk)
+            if reserve is not None:
+                await reserve(identity)
+            put_in = partial(_put_in, submission, exactly=reserve is not None)
+            entry = await loop.run_in_executor(self.uploads, put_in)
+        except BaseException as error:
+            with suppress(RuntimeError):  # no more threads: what is left the next start removes
+                closed = loop.run_in_executor(self.uploads, submission.close)
+                if isinstance(error, Exception):  # else this task has to end now
+                    await closed
+            raise
+        if inlet.directory.enabled:
+            inlet.cycle.offer(entry.identity.name)
+        return Submitted(entry.identity.id, inlet.directory.name, entry.size)
 
     async def _came(self, inlet: Inlet, message_id: str) -> bool:
         """Whether the mail of a reserved key came into the directory. It is there until the history has it."""
@@ -190,7 +218,7 @@ def _proven(spool: DirectorySpool) -> DotStuffing | None:
 
 
 class _Hashed:
-    """A body as it comes in: handed on in blocking fashion to a writing thread, hashed on the way."""
+    """A body as it comes in, hashed on the way."""
 
     def __init__(self, stream: AsyncIterator[bytes]) -> None:
         self._stream = stream
@@ -208,16 +236,10 @@ class _Hashed:
                 return chunk
         return b""
 
-    def blocking(self, loop: asyncio.AbstractEventLoop) -> Iterator[bytes]:
-        """For a thread."""
-        while chunk := asyncio.run_coroutine_threadsafe(self.read(), loop).result():
-            yield chunk
 
-
-def _taken(inlet: Inlet, entry: Entry) -> Submitted:
-    if inlet.directory.enabled:
-        inlet.cycle.offer(entry.identity.name)
-    return Submitted(entry.identity.id, inlet.directory.name, entry.size)
+def _put_in(submission: Submission, *, exactly: bool) -> Entry:
+    with closing(submission):
+        return submission.put_in(exactly=exactly)
 
 
 async def _same(hashed: _Hashed, used: idempotency.Use, directory: str) -> Submitted:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 
 from core.domain.account import Directory, DotStuffing
@@ -19,12 +19,13 @@ from core.errors import DirectoryUnavailable
 from core.spool import check as checking
 from core.spool import claim as claiming
 from core.spool import dispose as disposal
-from core.spool import names, operate
+from core.spool import operate
 from core.spool import recover as recovery
 from core.spool.kernel import Features
-from core.spool.operate import Before, Staged
+from core.spool.operate import Before
 from core.spool.place import Place, open_place, unavailable
 from core.spool.scan import Scan, count, entries, find
+from core.spool.submission import Submission
 from core.spool.values import (
     CheckStep,
     Claim,
@@ -54,7 +55,6 @@ __all__ = [
     "Opened",
     "PutBack",
     "Recovered",
-    "Staged",
     "ToBadmail",
     "Verdict",
 ]
@@ -333,21 +333,15 @@ class DirectorySpool:
 
     def submit(self, chunks: Iterable[bytes], name: bytes | str | None = None) -> Entry:
         """Write one, durable and atomic. Raises MessageRejected (empty, too large), StorageFull, StorageBroken."""
-        staged = self.stage(chunks, name)
-        return _put_in(staged, names.alternatives(staged.identity.name))
+        with closing(self.submission(name)) as submission:
+            for chunk in chunks:
+                submission.write(chunk)
+            submission.stage()
+            return submission.put_in()
 
-    def stage(self, chunks: Iterable[bytes], name: bytes | str | None = None) -> Staged:
-        """The first half of `submit`: whole, synced, and its identity known. `put_in` or `drop` must follow."""
-        with self.place as place:
-            return operate.stage(place, chunks, name)
-
-    def put_in(self, staged: Staged) -> Entry:
-        """The second half, under exactly the name that it was staged with. Raises DirectoryUnavailable if taken."""
-        return _put_in(staged, [staged.identity.name])
-
-    def drop(self, staged: Staged) -> None:
-        """Instead of the second half: nothing of it stays."""
-        operate.drop(staged)
+    def submission(self, name: bytes | str | None = None) -> Submission:
+        """One to be written piece by piece; opens nothing yet."""
+        return Submission(self.place, name)
 
     def holds(self, message_id: MessageId) -> bool:
         """Whether it is here, in whatever state, or in flight. Raises DirectoryUnavailable."""
@@ -370,14 +364,6 @@ class DirectorySpool:
                 return checking.check(place)
         except DirectoryUnavailable as error:
             return checking.unreachable(error)
-
-
-def _put_in(staged: Staged, candidates: Iterable[bytes]) -> Entry:
-    try:
-        with staged.place:
-            return operate.put_in(staged, candidates)
-    finally:
-        operate.drop(staged)
 
 
 def _reached(place: Place, recovered: Iterator[Recovered]) -> Iterator[Recovered]:

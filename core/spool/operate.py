@@ -1,4 +1,4 @@
-"""What an operator does to a message: hold, release, retry, delete, look at, submit.
+"""What an operator does to a message: hold, release, retry, delete, look at.
 
 Each takes the message's lock first, so none can race a claim, and compares the identity under it. `before` is called
 under the lock when it is certain that there is something to do: what it raises leaves the message as it is.
@@ -6,32 +6,28 @@ under the lock when it is certain that there is something to do: what it raises 
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from core.domain.account import MessageFormat
 from core.domain.lifecycle import restart
-from core.domain.message import MessageId, MessageIdentity, State
+from core.domain.message import MessageId, State
 from core.domain.sidecar import Sidecar
 from core.errors import (
     MessageBusy,
     MessageGone,
-    MessageRejected,
     NotFound,
     StateConflict,
 )
-from core.spool import kernel, names
+from core.spool import names
 from core.spool.claim import claim_error, close_both, leads_to, open_message, take_lock
 from core.spool.dispose import remove_reason, sync_directory
 from core.spool.move import Target, first_free, move, targets
-from core.spool.place import DIRECTORY, Place
+from core.spool.place import Place
 from core.spool.scan import entry_at, find
-from core.spool.sidecars import TEMPORARY, Draft, write_all
+from core.spool.sidecars import Draft
 from core.spool.values import Entry
 
 Before = Callable[[], object]
@@ -116,63 +112,6 @@ def open_raw(place: Place, entry: Entry) -> int:
         os.close(fd)
         raise NotFound("message", entry.identity.id)
     return fd
-
-
-@dataclass(slots=True)
-class Staged:
-    """A mail that is whole and synced, under a temporary name, with the identity that it will have."""
-
-    place: Place
-    dir_fd: int  # of where it lies now; its own
-    temporary: bytes
-    identity: MessageIdentity
-    mtime: float
-
-
-def stage(place: Place, chunks: Iterable[bytes], name: bytes | str | None) -> Staged:
-    """Write and sync; `put_in` or `drop` must follow. Raises MessageRejected, StorageFull, StorageBroken."""
-    place.check_path()
-    base, temporary = _suggested(place, name), TEMPORARY + secrets.token_hex(8).encode()
-    dir_fd = _for_half_files(place)
-    try:
-        fd = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640, dir_fd=dir_fd
-        )
-        try:
-            _fill(place, fd, chunks)
-            os.fchmod(fd, 0o640)
-            os.fsync(fd)
-            found = os.fstat(fd)
-        finally:
-            os.close(fd)
-    except BaseException as error:
-        _discard(dir_fd, temporary)
-        if isinstance(error, OSError):
-            raise claim_error(place, error) from None
-        raise
-    identity = MessageIdentity(place.settings.name, base, found.st_mtime_ns, found.st_size)
-    return Staged(place, dir_fd, temporary, identity, found.st_mtime)
-
-
-def put_in(staged: Staged, candidates: Iterable[bytes]) -> Entry:
-    """Rename to the first of these names that is free, without overwriting, and sync the directory."""
-    place, was = staged.place, staged.identity
-    try:
-        place.check_path()
-        name = _into(place, staged, candidates)
-        sync_directory(place, place.work_fd)
-    except OSError as error:
-        raise claim_error(place, error) from None
-    # from before the rename: it may be sent and gone already
-    identity = replace(was, name=name)
-    return Entry(identity, State.WAITING, place.prefix + name, was.size, staged.mtime)
-
-
-def drop(staged: Staged) -> None:
-    """Nothing of it stays under its temporary name. Harmless when called twice."""
-    dir_fd, staged.dir_fd = staged.dir_fd, -1
-    if dir_fd >= 0:
-        _discard(dir_fd, staged.temporary)
 
 
 def holds(place: Place, message_id: MessageId) -> bool:
@@ -294,50 +233,3 @@ def _token(place: Place, entry: Entry) -> str:
 
 def _conflict(entry: Entry, remedy: str) -> StateConflict:
     return StateConflict(f"the message is {entry.state}", state=entry.state, remedy=remedy)
-
-
-def _suggested(place: Place, name: bytes | str | None) -> bytes:
-    raw = os.fsencode(name) if isinstance(name, str) else name or b""
-    base = _UNSAFE.sub(b"_", raw.rpartition(b"/")[2]).lstrip(b".")[:200] or secrets.token_hex(16).encode()
-    if place.matches(base):
-        return base
-    for pattern in place.settings.patterns:
-        candidate = base + names.split_extension(os.fsencode(pattern).replace(b"*", b"x"))[1]
-        if place.matches(candidate):
-            return candidate
-    raise MessageRejected("5.3.5", "no file name of ours fits the directory's patterns", remedy="add *.eml to patterns")
-
-
-def _fill(place: Place, fd: int, chunks: Iterable[bytes]) -> None:
-    size, limit = 0, place.settings.max_message_bytes
-    for chunk in chunks:
-        size += len(chunk)
-        if size > limit:
-            raise MessageRejected("5.3.4", f"the message has more than max_message_bytes ({limit})")
-        write_all(fd, chunk)
-    if not size:
-        raise MessageRejected("5.6.0", "the message is empty")
-
-
-def _into(place: Place, staged: Staged, candidates: Iterable[bytes]) -> bytes:
-    for name in candidates:
-        with suppress(FileExistsError):
-            kernel.rename_noreplace(
-                staged.temporary, name, old_fd=staged.dir_fd, new_fd=place.work_fd, features=place.features
-            )
-            return name
-    raise FileExistsError(errno.EEXIST, "the name is taken")
-
-
-def _for_half_files(place: Place) -> int:
-    """A descriptor of where they lie, for the caller to close: in a Maildir its own place for them."""
-    if place.settings.format is MessageFormat.MAILDIR:
-        with suppress(OSError):
-            return os.open(b"tmp", DIRECTORY, dir_fd=place.root_fd)
-    return os.dup(place.mpu_fd)
-
-
-def _discard(dir_fd: int, temporary: bytes) -> None:
-    with suppress(OSError):
-        os.unlink(temporary, dir_fd=dir_fd)
-    os.close(dir_fd)

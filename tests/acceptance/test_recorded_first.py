@@ -21,6 +21,7 @@ from core.runtime import pause_records
 from core.runtime.pause_records import PauseRecords
 from core.runtime.queue import Queue
 from core.spool import operate
+from core.spool.submission import Submission
 from core.store import engine
 from core.store.pauses import PauseOf
 from tests.support.clock import ManualClock
@@ -90,11 +91,11 @@ async def test_a_key_counts_for_one_directory(tmp_path: Path) -> None:
 async def _cut_short_before(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The key is reserved, and the mail not yet put in."""
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise DirectoryUnavailable("gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(operate, "put_in", killed)
+        patched.setattr(Submission, "put_in", killed)
         assert (await submit(bench)).status_code == 503
     assert (bench.names(), litter(bench)) == ([], [])
 
@@ -179,15 +180,15 @@ async def test_a_mail_whose_outcome_waits_for_the_database_came(tmp_path: Path) 
 async def test_a_client_that_hangs_up_leaves_the_key_taken_while_its_mail_is_put_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, go_on, put_in = threading.Event(), threading.Event(), operate.put_in
+    begun, go_on, put_in = threading.Event(), threading.Event(), Submission.put_in
 
-    def slow(*args: Any) -> Any:
+    def slow(submission: Submission, *, exactly: bool = False) -> Any:
         begun.set()
         go_on.wait(10)
-        return put_in(*args)
+        return put_in(submission, exactly=exactly)
 
     async with running(tmp_path) as bench:
-        monkeypatch.setattr(operate, "put_in", slow)
+        monkeypatch.setattr(Submission, "put_in", slow)
         first = asyncio.create_task(submit(bench))
         await asyncio.to_thread(begun.wait, 10)
         first.cancel()

@@ -42,7 +42,7 @@ from core.store.secrets import KEY_FILE
 from core.store.store import DATABASE_FILE
 from tests.support.command import mpu
 from tests.support.relay import SIMPLE, account, mail, running
-from tests.support.service import KEY, Service, answer_on, connected, is_closed, service, wait_until
+from tests.support.service import Service, answer_on, begin_body, connected, is_closed, service, wait_until
 from tests.support.smtp_server import Close, Raw, SmtpServer, certificate
 from tests.support.token_server import Reply, TokenServer, service_key
 
@@ -80,6 +80,7 @@ PROMISES = {
         "nothing_follows_redirects",
     ],
     "Request bodies capped": ["request_bodies_are_capped"],
+    "Bodies bounded in time": ["a_body_that_does_not_come", "a_body_that_drips"],
     "Connections bounded in number and time": [
         "silent_connections",
         "a_header_has_a_time",
@@ -1007,15 +1008,13 @@ def _ended_at(connection: socket.socket, octets: bytes) -> bool:
 
 
 def test_where_every_place_is_at_work_new_connections_are_closed(tmp_path: Path) -> None:
-    asked = f"POST /drain HTTP/1.1\r\nHost: mpu\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 2\r\n"
     with (
         service(tmp_path / "data", tmp_path, MPU_MAX_HTTP_CONNECTIONS="2") as listening,
         contextlib.ExitStack() as held,
     ):
         working = [held.enter_context(connected(listening)) for _ in range(2)]
         for connection in working:
-            connection.sendall(asked.encode() + b"Expect: 100-continue\r\n\r\n")
-            assert connection.recv(100).startswith(b"HTTP/1.1 100 "), "its body is waited for"
+            begin_body(connection, "POST /drain", length=2)
         for _ in range(3):
             with connected(listening) as another:
                 assert is_closed(another)
@@ -1033,6 +1032,53 @@ def test_an_answer_that_nobody_takes_is_cut_off(tmp_path: Path) -> None:
             deaf.sendall(asked)
             wait_until(lambda: _sockets(listening) > before, "the connection")
             wait_until(lambda: _sockets(listening) == before, "its end")
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    root = tmp_path_factory.mktemp("bodies")
+    (root / "in").mkdir()
+    with service(
+        root / "data",
+        root,
+        MPU_UPLOADS_MAX="1",
+        MPU_REQUEST_BODY_TIMEOUT_SECONDS="1",
+        MPU_REQUEST_DEADLINE_SECONDS="2",
+    ) as running_service:
+        running_service.post("/accounts", name="main", host="127.0.0.1", security="none", auth="none")
+        running_service.post("/directories", name="in", path=str(root / "in"), accounts=["main"])
+        yield running_service
+
+
+@pytest.mark.parametrize("call", ["POST /messages?directory=in", "POST /accounts", "PATCH /accounts/main"])
+@pytest.mark.parametrize("sent", [b"", b"{"])
+def test_a_body_that_does_not_come_is_not_waited_for(impatient: Service, call: str, sent: bytes) -> None:
+    """Neither by its client, which is told, nor by others: there is one thread for uploads here."""
+    with contextlib.ExitStack() as held:
+        stalled = [held.enter_context(connected(impatient)) for _ in range(3)]
+        for connection in stalled:
+            begin_body(connection, call)
+            connection.sendall(sent)
+        assert impatient.http.post("/messages?directory=in", content=SIMPLE).status_code == 202
+        for connection in stalled:
+            answer = answer_on(connection)
+            assert (answer.status, answer.problem()) == (408, "request_timeout")
+            assert is_closed(connection)
+    assert not [path for path in (impatient.data_dir.parent / "in" / ".mpu").iterdir() if path.name.startswith("tmp")]
+
+
+def test_a_body_that_drips_has_an_end_too(impatient: Service) -> None:
+    with connected(impatient) as connection:
+        begin_body(connection, "POST /messages?directory=in")
+        connection.settimeout(0.1)
+        received = b""
+        while not received:
+            connection.sendall(b"x")
+            with contextlib.suppress(TimeoutError):
+                received = connection.recv(1)
+        connection.settimeout(30)
+        assert received == b"H"
+        assert b"408" in connection.recv(20)
 
 
 # --- the encryption key -----------------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ async def test_an_unknown_field_of_a_filter_is_unknown(admin: httpx.AsyncClient)
     assert pointers(answer) == {f"/filter/{name}": "unknown_field" for name in names} | {"/id": "unknown_field"}
 
 
-@pytest.mark.parametrize("content", [b'{"x": 1}', b"[[[", b"{}", b" ", b"x" * MAX_REQUEST_BYTES])
+@pytest.mark.parametrize("content", [b'{"x": 1}', b"[[[", b"[]", b" " * 65, b"x" * MAX_REQUEST_BYTES])
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -165,6 +165,8 @@ async def test_a_body_where_none_is_read_is_refused(
         assert answer.json()["remedy"]
     assert relay.queue.deleted == []
     assert (await admin.get("/accounts/office", headers={"Content-Length": "0"})).status_code == 200
+    for nothing in (b"{}", b" {}\n"):
+        assert (await admin.request("GET", "/accounts/office", content=nothing)).status_code == 200
 
 
 async def test_broken_json_says_where(admin: httpx.AsyncClient) -> None:

@@ -84,6 +84,21 @@ def connected(service: Service) -> socket.socket:
     return socket.create_connection((url.host, url.port), timeout=PATIENCE_SECONDS)
 
 
+def begin_body(connection: socket.socket, call: str, *, length: int = 1000, key: str = KEY) -> None:
+    """The header of a request, until its body is waited for. `call`: as "POST /drain"."""
+    lines = (
+        f"{call} HTTP/1.1",
+        "Host: mpu",
+        f"Authorization: Bearer {key}",
+        f"Content-Length: {length}",
+        "Expect: 100-continue",
+    )
+    connection.sendall("\r\n".join((*lines, "", "")).encode())
+    expected = b"HTTP/1.1 100 Continue\r\n\r\n"
+    received = connection.recv(len(expected))
+    assert received == expected, received
+
+
 def answer_on(connection: socket.socket) -> Answer:
     """The next answer that comes."""
     answer = http.client.HTTPResponse(connection)

@@ -97,13 +97,17 @@ async def _serve(settings: Settings, listener: socket.socket, url: str) -> int:
     relay = Relay(settings)
     app = create_app(settings, relay)
 
+    def begin_stop() -> None:
+        relay.begin_stop()
+        app.state.bodies.begin_stop()  # else the stop would wait for what their clients do not send
+
     def ready() -> None:
         log.info("listening", url=url)
         _settle_collector()
         if settings.demo:
             say(welcome(settings, url))
 
-    return await serve_app(app, settings, listener, begin_stop=relay.begin_stop, ready=ready)
+    return await serve_app(app, settings, listener, begin_stop=begin_stop, ready=ready)
 
 
 def _settle_collector() -> None:

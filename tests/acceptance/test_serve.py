@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.service import answer_on, begin_body
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PATIENCE_SECONDS = 30
 
@@ -113,3 +115,19 @@ def _what_is_wrong_is_named(service: Service, folder: Path) -> None:
     log = (folder / "log").read_text()
     assert f"can't listen on 127.0.0.1 port {port}" in log
     assert "--log-level: " in log
+
+
+@pytest.mark.parametrize("sent", [b"", b"Subject: half a mail"])
+def test_a_stop_does_not_wait_for_what_an_upload_does_not_send(service: Service, sent: bytes) -> None:
+    key = (service.data / "api-key").read_text().strip()
+    with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2])), PATIENCE_SECONDS) as connection:
+        begin_body(connection, "POST /messages?directory=pickup", key=key)
+        connection.sendall(sent)
+        begun = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        answer = answer_on(connection)
+        assert (answer.status, answer.problem()) == (503, "not_running")
+        assert int(answer.headers["retry-after"]) > 0
+        assert service.ended() == 0
+    assert time.monotonic() - begun < 15, "the grace time is 25 seconds"
+    assert "Traceback" not in service.log()

@@ -9,6 +9,7 @@ Answers tell browsers to guess and frame nothing. HEAD is answered as GET is, wi
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -190,6 +191,8 @@ def _with_headers(send: Send) -> Send:
     async def adding(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))
+            if message["status"] == HTTPStatus.NO_CONTENT:  # FastAPI names the kind of a body that there isn't
+                headers = [(name, value) for name, value in headers if name.lower() != b"content-type"]
             there = {name.lower() for name, _ in headers}
             headers += [item for item in WITH_EVERY_ANSWER if item[0] not in there]
             message = {**message, "headers": headers}

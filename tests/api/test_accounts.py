@@ -43,7 +43,8 @@ async def test_create_show_delete(admin: httpx.AsyncClient, relay: FakeRelay) ->
     assert body["used_by"] == []
     assert body["pause"] is None
     assert relay.applied == ["account office"]
-    assert (await admin.delete("/accounts/office")).status_code == 204
+    gone = await admin.delete("/accounts/office")
+    assert (gone.status_code, gone.content, "content-type" in gone.headers) == (204, b"", False)
     assert (await admin.get("/accounts/office")).status_code == 404
     assert (await admin.delete("/accounts/office")).status_code == 404
     assert relay.applied == ["account office", "account office"]

@@ -1,8 +1,10 @@
-"""One APScheduler job a directory: an interval or a cron line; and what wakes a cycle between its runs.
+"""When a directory runs: by an interval or a cron line; and what wakes a cycle between its runs.
 
-A job only wakes the run, coalesced and never skipped for being late (misfire_grace_time=None). The runs are
-tasks of our own: one at a time a directory, and what comes due meanwhile is served by one more. A change takes effect
-at once: the job is replaced, not restarted.
+Cron lines are APScheduler's jobs, coalesced and never skipped for being late (misfire_grace_time=None). They go by the
+wall clock; where that jumps, the next times are found anew within CLOCK_LOOK_SECONDS. Intervals go by the loop's
+monotonic clock, which no change of the time moves. Both only wake the run. The runs are tasks of our own: one at a time
+a directory, and what comes due meanwhile is served by one more. A change takes effect at once: the job is replaced, not
+restarted.
 """
 
 from __future__ import annotations
@@ -10,9 +12,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime, tzinfo
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
 
 import structlog
 from apscheduler.executors.asyncio import AsyncIOExecutor
@@ -20,26 +24,34 @@ from apscheduler.jobstores.base import JobLookupError
 from apscheduler.jobstores.memory import MemoryJobStore
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.base import BaseTrigger
-from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
-from apscheduler.triggers.interval import IntervalTrigger
 
 from core.domain.account import Directory
 
 log = structlog.get_logger()
 
-HOUR_SECONDS = 3600
+HOUR_SECONDS = 3600.0
+CLOCK_LOOK_SECONDS = 20.0  # between looks whether the wall clock jumped
+CLOCK_JUMP_SECONDS = 1.0  # of the wall against the monotonic clock between two looks; NTP slews 10 ms in that time
+_MOMENT = timedelta(microseconds=1)
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _WEEKDAY = re.compile(r"(\*|[0-7]|[a-z]{3})(?:-([0-7]|[a-z]{3}))?(?:/([1-9][0-9]*))?", re.ASCII)
 
 Run = Callable[[], Awaitable[object]]
 
 
-def trigger_of(directory: Directory) -> BaseTrigger:
-    """The directory's interval or schedule. Raises ValueError for a cron line or time zone that isn't one."""
-    if directory.schedule is not None:
-        return cron_trigger(directory.schedule, directory.schedule_timezone)
-    return IntervalTrigger(seconds=max(directory.interval_seconds or 60, 1), timezone=UTC)
+def interval_of(directory: Directory) -> float:
+    """Seconds between runs of a directory without a schedule."""
+    return max(directory.interval_seconds or 60.0, 1.0)
+
+
+@dataclass(slots=True, eq=False)
+class _Interval:
+    """A job that comes again every so many seconds. `due`: the loop's time; None: it was not started yet."""
+
+    seconds: float
+    due: float | None = None
+    timer: asyncio.TimerHandle | None = None
 
 
 def cron_trigger(schedule: str, timezone: str | tzinfo) -> BaseTrigger:
@@ -52,10 +64,29 @@ def cron_trigger(schedule: str, timezone: str | tzinfo) -> BaseTrigger:
         raise ValueError(f"{len(fields)} fields instead of five")
     minute, hour, day, month, weekday = fields
     weekday = ",".join(_weekdays(part) for part in weekday.split(","))
+    lines = [f"{minute} {hour} {day} {month} *", f"{minute} {hour} * {month} {weekday}"]
     if day.startswith("*") or weekday.startswith("*"):
-        return CronTrigger.from_crontab(f"{minute} {hour} {day} {month} {weekday}", timezone=timezone)
-    lines = (f"{minute} {hour} {day} {month} *", f"{minute} {hour} * {month} {weekday}")
-    return OrTrigger([CronTrigger.from_crontab(line, timezone=timezone) for line in lines])
+        lines = [f"{minute} {hour} {day} {month} {weekday}"]
+    return Cron([CronTrigger.from_crontab(line, timezone=timezone) for line in lines])
+
+
+class Cron(BaseTrigger):  # type: ignore[misc]  # APScheduler has no types
+    """The earliest time of some cron lines; what was missed is no more than one run, however long the clock was wrong.
+
+    APScheduler alone lists each of the missed ones before it drops all but one: half a million for a clock that was
+    set from 1970 to now.
+    """
+
+    def __init__(self, lines: Sequence[CronTrigger]) -> None:
+        self._lines = lines
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
+        """The next time from `now` on that comes behind the previous one."""
+        after = now.astimezone(UTC)
+        if previous_fire_time is not None:
+            after = max(after, previous_fire_time.astimezone(UTC) + _MOMENT)
+        times = [line.get_next_fire_time(None, after) for line in self._lines]
+        return min((at.astimezone(UTC) for at in times if at is not None), default=None)
 
 
 def _weekdays(part: str) -> str:
@@ -91,7 +122,14 @@ def _weekday(text: str) -> int:
 class Scheduler:
     """Runs each directory's cycle when its time has come, or when it is woken."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, wall: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._wall = wall
+        self._monotonic = monotonic
+        self._clock_offset = 0.0  # of the wall from the monotonic clock, at the last look
+        self._look: asyncio.TimerHandle | None = None
+        self._intervals: dict[str, _Interval] = {}
         self._scheduler = AsyncIOScheduler(
             jobstores={"default": MemoryJobStore()},  # never a pickled one; settings live in the database
             executors={"default": AsyncIOExecutor()},
@@ -117,44 +155,77 @@ class Scheduler:
     def start(self) -> None:
         """Begin to run jobs, on the running loop."""
         self._scheduler.start()
+        for name in self._intervals:
+            self._arm(name)
         for name in self._woken_early:
             self.wake(name)
         self._woken_early.clear()
+        self._clock_offset = self._wall() - self._monotonic()
+        self._look_at_clock()
 
     def set(self, directory: Directory, run: Run, *, at_once: bool = True) -> None:
         """Add or replace the directory's job. `at_once`: run it now too, unless it goes by a schedule."""
-        self._runs[directory.name] = run
-        now = at_once and directory.schedule is None
-        self._scheduler.add_job(
-            self._due,
-            trigger_of(directory),
-            args=(directory.name,),
-            id=directory.name,
-            name=directory.name,
-            replace_existing=True,
-            **({"next_run_time": datetime.now(UTC)} if now else {}),
-        )
+        name = directory.name
+        if directory.schedule is None:
+            self._every(name, interval_of(directory), run, at_once=at_once)
+            return
+        trigger = cron_trigger(directory.schedule, directory.schedule_timezone)
+        self._unset(name)
+        self._runs[name] = run
+        self._scheduler.add_job(self._due, trigger, args=(name,), id=name, name=name)
 
     def hourly(self, name: str, run: Run) -> None:
         """Housekeeping: once now and then each hour."""
-        name = f"{name} (hourly)"  # no directory's name
+        self._every(f"{name} (hourly)", HOUR_SECONDS, run)  # no directory's name
+
+    def _every(self, name: str, seconds: float, run: Run, *, at_once: bool = True) -> None:
+        self._unset(name)
         self._runs[name] = run
-        self._scheduler.add_job(
-            self._due,
-            IntervalTrigger(seconds=HOUR_SECONDS, timezone=UTC),
-            args=(name,),
-            id=name,
-            replace_existing=True,
-            next_run_time=datetime.now(UTC),
-        )
+        self._intervals[name] = _Interval(seconds)
+        if self.running:
+            self._arm(name)
+        if at_once:
+            self.wake(name)
+
+    def _arm(self, name: str) -> None:
+        """Set the interval's timer: to its own beat, or to an interval from now where it missed some."""
+        interval, loop = self._intervals[name], asyncio.get_running_loop()
+        now = loop.time()
+        due = now if interval.due is None else interval.due
+        interval.due = due + interval.seconds if due + interval.seconds > now else now + interval.seconds
+        interval.timer = loop.call_at(interval.due, self._interval_over, name)
+
+    def _interval_over(self, name: str) -> None:
+        self._arm(name)
+        self.wake(name)
 
     def remove(self, name: str) -> None:
         """The directory's job ends; a run that is going finishes."""
         self._runs.pop(name, None)
+        self._unset(name)
+
+    def _unset(self, name: str) -> None:
+        interval = self._intervals.pop(name, None)
+        if interval is not None and interval.timer is not None:
+            interval.timer.cancel()
         try:
             self._scheduler.remove_job(name)
         except JobLookupError:
-            return  # it was disabled
+            return  # an interval, or it was disabled
+
+    def _look_at_clock(self) -> None:
+        """After a jump of the wall clock the cron lines' next times are no longer what they would be from now on."""
+        self._look = asyncio.get_running_loop().call_later(CLOCK_LOOK_SECONDS, self._look_at_clock)
+        offset = self._wall() - self._monotonic()
+        jump, self._clock_offset = offset - self._clock_offset, offset
+        if abs(jump) < CLOCK_JUMP_SECONDS:
+            return
+        log.warning("the clock jumped", seconds=round(jump, 3), remedy="none is needed: schedules are set anew")
+        now = datetime.fromtimestamp(self._wall(), UTC)
+        for job in self._scheduler.get_jobs():
+            if job.next_run_time is not None and job.next_run_time > now:  # else it is due, and runs once
+                self._scheduler.modify_job(job.id, next_run_time=job.trigger.get_next_fire_time(None, now))
+        self._scheduler.wakeup()
 
     def runs(self, name: str) -> int:
         """How many runs of the directory have ended."""
@@ -162,6 +233,9 @@ class Scheduler:
 
     def next_run_at(self, name: str) -> float | None:
         """Seconds since the epoch; None where there is no job."""
+        interval = self._intervals.get(name)
+        if interval is not None:
+            return None if interval.due is None else self._wall() + interval.due - asyncio.get_running_loop().time()
         at = getattr(self._scheduler.get_job(name), "next_run_time", None)  # not set before the start
         return at.timestamp() if at is not None else None
 
@@ -207,6 +281,10 @@ class Scheduler:
         """No more runs. Drain the cycles first: what still runs is cancelled."""
         self._runs.clear()
         self._again.clear()
+        for name in list(self._intervals):
+            self._unset(name)
+        if self._look is not None:
+            self._look.cancel()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=False)
         tasks = list(self._tasks)

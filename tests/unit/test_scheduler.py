@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import zoneinfo
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 
 import pytest
-from apscheduler.triggers.interval import IntervalTrigger
 
 from core.domain.account import Directory
-from core.scheduler import Scheduler, cron_trigger, trigger_of
+from core.scheduler import Scheduler, cron_trigger, interval_of
 
 IN = Directory("in", "/in", ("out",))
 NIGHTLY = replace(IN, interval_seconds=None, schedule="0 3 * * *", watch=False)
@@ -37,9 +37,7 @@ def fires(schedule: str, start: str, count: int) -> list[str]:
     ("interval", "seconds"), [(60, 60), (1, 1), (2.5, 2.5), (86_400, 86_400), (0.2, 1), (None, 60)]
 )
 def test_an_interval_is_at_least_a_second(interval: float | None, seconds: float) -> None:
-    trigger = trigger_of(replace(IN, interval_seconds=interval))
-    assert isinstance(trigger, IntervalTrigger)
-    assert trigger.interval == timedelta(seconds=seconds)
+    assert interval_of(replace(IN, interval_seconds=interval)) == seconds
 
 
 @pytest.mark.parametrize(
@@ -90,7 +88,7 @@ def test_a_schedule_is_read_as_cron_reads_it(schedule: str, times: list[str]) ->
     ],
 )
 def test_a_schedule_goes_by_its_time_zone(timezone: str, day: str, utc: str) -> None:
-    trigger = trigger_of(replace(NIGHTLY, schedule="30 2 * * *", schedule_timezone=timezone))
+    trigger = cron_trigger("30 2 * * *", timezone)
     midnight = datetime.fromisoformat(day).replace(tzinfo=zoneinfo.ZoneInfo(timezone))
     at = trigger.get_next_fire_time(None, midnight)
     assert at is not None
@@ -123,7 +121,7 @@ def test_a_schedule_goes_by_its_time_zone(timezone: str, day: str, utc: str) -> 
 )
 def test_what_is_no_cron_line_is_refused(schedule: str) -> None:
     with pytest.raises(ValueError):
-        trigger_of(replace(NIGHTLY, schedule=schedule))
+        cron_trigger(schedule, "UTC")
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -261,7 +259,8 @@ async def test_the_job_coming_due_during_a_woken_run_does_not_overlap_it(schedul
 async def test_a_job_that_comes_due_while_it_runs_is_made_good_by_one_more_run(
     scheduler: Scheduler, cycle: Cycle
 ) -> None:
-    scheduler.set(IN, cycle.run)
+    scheduler.set(NIGHTLY, cycle.run)
+    scheduler.wake("in")
     await cycle.until(begun=1)
     for _ in range(3):
         scheduler._scheduler.modify_job("in", next_run_time=datetime.now(UTC))
@@ -358,7 +357,98 @@ async def test_a_directory_may_be_named_like_the_housekeeping(scheduler: Schedul
     await cycle.until(ended=1)
     await retention.until(ended=1)
     scheduler.remove("retention")
-    assert scheduler._scheduler.get_job("retention (hourly)") is not None
+    assert scheduler.next_run_at("in") is None
+    assert scheduler.next_run_at("retention (hourly)") is not None
+
+
+# --- clocks ----------------------------------------------------------------------------------------------------------
+
+
+class Turned:
+    """APScheduler's and the scheduler's wall clock, turned by so many seconds; the monotonic clock stays."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        turned = self
+        self.by_seconds = 0.0
+
+        class Datetime(datetime):
+            @classmethod
+            def now(cls, tz: tzinfo | None = None) -> Datetime:
+                return cls.fromtimestamp(turned.wall(), tz)
+
+        monkeypatch.setattr("apscheduler.schedulers.base.datetime", Datetime)
+        monkeypatch.setattr("core.scheduler.datetime", Datetime)
+
+    def wall(self) -> float:
+        return time.time() + self.by_seconds
+
+
+DAY_SECONDS = 86_400.0
+
+
+@pytest.mark.parametrize("days", [-1, 400])
+async def test_an_interval_goes_on_whatever_the_wall_clock_does(
+    cycle: Cycle, days: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turned = Turned(monkeypatch)
+    scheduler = Scheduler()
+    scheduler.start()
+    cycle.open.set()
+    scheduler.set(replace(IN, interval_seconds=1), cycle.run)
+    await cycle.until(ended=1)
+    turned.by_seconds = days * DAY_SECONDS
+    began = asyncio.get_running_loop().time()
+    await cycle.until(ended=3)
+    await settled()
+    took = asyncio.get_running_loop().time() - began
+    assert (cycle.begun, took > 1) == (3, True)  # neither stood still nor made good for days
+    await scheduler.stop()
+
+
+async def test_an_interval_that_was_missed_runs_once(scheduler: Scheduler, cycle: Cycle) -> None:
+    cycle.open.set()
+    scheduler.set(replace(IN, interval_seconds=1), cycle.run)
+    await cycle.until(ended=1)
+    time.sleep(2.5)  # the loop stands still, as on a machine without power to spare
+    await cycle.until(ended=2)
+    await settled()
+    assert cycle.begun == 2
+
+
+@pytest.mark.parametrize(("days", "looks_at"), [(-2, "the same night"), (0, "the same night"), (-0.00001, "as before")])
+async def test_a_schedule_is_set_anew_after_a_jump_of_the_clock(
+    cycle: Cycle, days: float, looks_at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.scheduler.CLOCK_LOOK_SECONDS", 0.01)
+    turned = Turned(monkeypatch)
+    scheduler = Scheduler(wall=turned.wall)
+    scheduler.start()
+    scheduler.set(NIGHTLY, cycle.run)
+    before = scheduler.next_run_at("in")
+    turned.by_seconds = days * DAY_SECONDS
+    async with asyncio.timeout(WAIT_SECONDS):
+        while looks_at == "the same night" and (scheduler.next_run_at("in") or 0) > turned.wall() + DAY_SECONDS:
+            await asyncio.sleep(0.005)
+    assert before is not None
+    assert scheduler.next_run_at("in") == before + round(days) * DAY_SECONDS
+    assert cycle.begun == 0
+    await scheduler.stop()
+
+
+async def test_a_schedule_that_a_jump_made_late_runs_once(cycle: Cycle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.scheduler.CLOCK_LOOK_SECONDS", 0.01)
+    turned = Turned(monkeypatch)
+    scheduler = Scheduler(wall=turned.wall)
+    scheduler.start()
+    cycle.open.set()
+    scheduler.set(replace(NIGHTLY, schedule="*/20 * * * *"), cycle.run)
+    turned.by_seconds = 20 * 365 * DAY_SECONDS  # a machine whose clock began in 1970; half a million runs
+    async with asyncio.timeout(WAIT_SECONDS):
+        await cycle.until(ended=1)
+    await settled()
+    assert cycle.begun == 1
+    assert WAIT_SECONDS > (scheduler.next_run_at("in") or 0) - turned.wall() - 20 * 60 > -20 * 60 - WAIT_SECONDS
+    await scheduler.stop()
 
 
 @pytest.mark.parametrize("woken", [False, True])

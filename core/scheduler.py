@@ -67,7 +67,10 @@ def cron_trigger(schedule: str, timezone: str | tzinfo) -> BaseTrigger:
     lines = [f"{minute} {hour} {day} {month} *", f"{minute} {hour} * {month} {weekday}"]
     if day.startswith("*") or weekday.startswith("*"):
         lines = [f"{minute} {hour} {day} {month} {weekday}"]
-    return Cron([CronTrigger.from_crontab(line, timezone=timezone) for line in lines])
+    zone = CronTrigger(timezone=timezone).timezone
+    if minute.startswith("*") or hour.startswith("*"):
+        return Cron([CronTrigger.from_crontab(line, timezone=zone) for line in lines])
+    return Cron([CronTrigger.from_crontab(line, timezone=UTC) for line in lines], by_the_clock_of=zone)
 
 
 class Cron(BaseTrigger):  # type: ignore[misc]  # APScheduler has no types
@@ -77,16 +80,45 @@ class Cron(BaseTrigger):  # type: ignore[misc]  # APScheduler has no types
     set from 1970 to now.
     """
 
-    def __init__(self, lines: Sequence[CronTrigger]) -> None:
+    def __init__(self, lines: Sequence[CronTrigger], *, by_the_clock_of: tzinfo | None = None) -> None:
+        """`by_the_clock_of`: hour and minute are named, so that each of them comes once a day (crontab(5)), also where
+        a change of clocks repeats or leaves it out. The lines' zone is UTC then, their times are what clocks show.
+        """
         self._lines = lines
+        self._zone = by_the_clock_of
 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
         """The next time from `now` on that comes behind the previous one."""
         after = now.astimezone(UTC)
         if previous_fire_time is not None:
             after = max(after, previous_fire_time.astimezone(UTC) + _MOMENT)
+        if self._zone is None:
+            return self._earliest(after)
+        shown = self._earliest(after.astimezone(self._zone).replace(tzinfo=UTC))
+        while shown is not None and _moment_of(shown, self._zone) < after:
+            shown = self._earliest(shown + _MOMENT)  # it is shown for the second time
+        return None if shown is None else _moment_of(shown, self._zone)
+
+    def _earliest(self, after: datetime) -> datetime | None:
         times = [line.get_next_fire_time(None, after) for line in self._lines]
         return min((at.astimezone(UTC) for at in times if at is not None), default=None)
+
+
+def _moment_of(shown: datetime, zone: tzinfo) -> datetime:
+    """When clocks show that time first; right behind the change of clocks that leaves it out."""
+    shown = shown.replace(tzinfo=None)
+    moment = shown.replace(tzinfo=zone).astimezone(UTC)
+    if moment.astimezone(zone).replace(tzinfo=None) == shown:
+        return moment
+    before = shown.replace(tzinfo=zone, fold=1).astimezone(UTC)  # in a gap: by the offset behind it (PEP 495)
+    offset = before.astimezone(zone).utcoffset()
+    while moment - before > timedelta(seconds=1):
+        middle = before + (moment - before) // 2
+        if middle.astimezone(zone).utcoffset() == offset:
+            before = middle
+        else:
+            moment = middle
+    return moment.replace(microsecond=0)
 
 
 def _weekdays(part: str) -> str:

@@ -82,7 +82,7 @@ def test_a_schedule_is_read_as_cron_reads_it(schedule: str, times: list[str]) ->
         ("UTC", "2026-01-10", "2026-01-10T02:30+00:00"),
         ("Europe/Berlin", "2026-01-10", "2026-01-10T01:30+00:00"),
         ("Europe/Berlin", "2026-07-10", "2026-07-10T00:30+00:00"),
-        ("Europe/Berlin", "2026-03-29", "2026-03-29T01:30+00:00"),  # an hour is left out, the run isn't
+        ("Europe/Berlin", "2026-03-29", "2026-03-29T01:00+00:00"),  # an hour is left out, the run isn't
         ("Europe/Berlin", "2026-10-25", "2026-10-25T00:30+00:00"),
         ("Asia/Kolkata", "2026-01-10", "2026-01-09T21:00+00:00"),
     ],
@@ -93,6 +93,36 @@ def test_a_schedule_goes_by_its_time_zone(timezone: str, day: str, utc: str) -> 
     at = trigger.get_next_fire_time(None, midnight)
     assert at is not None
     assert at.astimezone(UTC) == datetime.fromisoformat(utc)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "timezone", "start", "times"),
+    [
+        # what it leaves out: right behind the change; once
+        ("0 0 * * *", "America/Santiago", "2026-09-04T12:00", ["05 00:00-0400", "06 01:00-0300", "07 00:00-0300"]),
+        ("30 0 * * *", "America/Santiago", "2026-09-05T12:00", ["06 01:00-0300", "07 00:30-0300"]),
+        ("0,20,40 2 * * *", "Europe/Berlin", "2026-03-28T02:30", ["28 02:40+0100", "29 03:00+0200", "30 02:00+0200"]),
+        ("0 0 * * *", "Pacific/Apia", "2011-12-29T12:00", ["31 00:00+1400", "01 00:00+1400"]),  # a whole day
+        ("15 3 * * *", "Europe/Berlin", "2026-03-28T12:00", ["29 03:15+0200", "30 03:15+0200"]),
+        # what it repeats: once a day
+        ("30 2 * * *", "Europe/Berlin", "2026-10-24T12:00", ["25 02:30+0200", "26 02:30+0100"]),
+        # every so often: neither more nor less for it
+        ("*/30 * * * *", "Europe/Berlin", "2026-03-29T01:20", ["29 01:30+0100", "29 03:00+0200", "29 03:30+0200"]),
+        ("*/30 * * * *", "America/Santiago", "2026-09-05T23:20", ["05 23:30-0400", "06 01:00-0300", "06 01:30-0300"]),
+        ("*/30 2 * * *", "Europe/Berlin", "2026-10-25T02:20", ["25 02:30+0200", "25 02:00+0100", "25 02:30+0100"]),
+    ],
+)
+def test_what_a_change_of_clocks_leaves_out_runs_behind_it(
+    schedule: str, timezone: str, start: str, times: list[str]
+) -> None:
+    zone = zoneinfo.ZoneInfo(timezone)
+    trigger, previous, found = cron_trigger(schedule, zone), None, []
+    now = datetime.fromisoformat(start).replace(tzinfo=zone)
+    for _ in times:
+        previous = trigger.get_next_fire_time(previous, now)
+        assert previous is not None
+        found.append(f"{previous.astimezone(zone):%d %H:%M%z}")
+    assert found == times
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,15 @@ class Cycle:
                 log.info("directory is back", directory=self.directory.name)
             self.unavailable = None
 
+    def late(self, seconds: float) -> None:
+        """Tell that `ready` did not end within so long. It goes on, and the next run waits for it."""
+        self._lost(
+            DirectoryUnavailable(
+                f"{self.directory.path} was not recovered within {seconds:g} s",
+                remedy="see whether its file system hangs; the directory joins in once it answers",
+            )
+        )
+
     @property
     def _is_recovered(self) -> bool:
         """Since it was opened, whoever did that, and since it was lost."""

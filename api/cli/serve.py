@@ -32,6 +32,7 @@ from core.errors import RelayError
 from core.logs import configure_logs
 from core.runtime.instance import DataDirLock, ServiceLock
 from core.runtime.notify import notify, watchdog
+from core.runtime.threads import hanging
 from core.settings import Settings, load_settings
 
 log = structlog.get_logger()
@@ -87,6 +88,10 @@ def serve(
         log.info("starting", url=url, data_dir=str(settings.data_dir), config=str(loaded.config_file or "none"))
         code = run_loop(_serve(settings, listener, url))
     log.info("ended", exit_code=code)
+    left = hanging()
+    if left:  # Python would wait for them, as long as a file system hangs
+        log.warning("threads that do not end are left", threads=left, remedy="see which file system hangs")
+        os._exit(code)
     raise typer.Exit(code)
 
 

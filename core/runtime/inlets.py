@@ -152,10 +152,10 @@ class Inlets:
         self._scheduler.set(directory, run)
         if directory.schedule is not None and directory.watch:  # what lies there already has no event any more
             self._scheduler.wake(directory.name)
-        if directory.watch:
-            self._watch(inlet)
-        else:
+        if not directory.watch:
             self._watcher.remove(directory.name)
+        elif inlet.spool.recovered:  # else `_opened` does it: where a file system hangs, so would the event loop
+            self._watch(inlet)
 
     def _watch(self, inlet: Inlet) -> None:
         try:
@@ -302,11 +302,10 @@ class Inlets:
         for inlet in self:
             if inlet.timer is not None:
                 inlet.timer.cancel()
-            await inlet.cycle.close()
-        for task, cycle in list(self._retired.items()):
+        for task in self._retired:
             task.cancel()
-            await cycle.close()
-        await asyncio.gather(*self._retired, return_exceptions=True)
+        cycles = [*(inlet.cycle for inlet in self), *self._retired.values()]
+        await asyncio.gather(*(cycle.close() for cycle in cycles), *self._retired, return_exceptions=True)
 
 
 def _by_itself(directory: Directory) -> bool:

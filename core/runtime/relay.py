@@ -2,7 +2,8 @@
 
 Start: database (migrated), accounts, directories with their recovery, scheduler, watch, ready. Stop, in this order:
 claims end, open drains answer, what is in flight has `grace_seconds`, then its connections are cut (what still awaits a
-reply is settled as unknown), outcomes are committed, everything closes in reverse.
+reply is settled as unknown), outcomes are committed, everything closes in reverse. A stop ends a start too. A directory
+whose file system hangs holds up neither: the others start without it, and it joins in once it answers.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import itertools
 import platform
 import random
 import socket
+from collections.abc import Awaitable
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import Any
@@ -38,7 +40,7 @@ from core.runtime.explain import Explainer
 from core.runtime.finished import Keep, Register
 from core.runtime.first_key import ensure_key
 from core.runtime.history import History
-from core.runtime.inlets import Inlets
+from core.runtime.inlets import Inlet, Inlets
 from core.runtime.keys import Keys
 from core.runtime.messages import Messages
 from core.runtime.metrics import Metrics
@@ -54,6 +56,7 @@ from core.runtime.runtime_settings import RuntimeSettings
 from core.runtime.sandbox import Sandbox
 from core.runtime.secret_sources import SecretSources
 from core.runtime.slowdowns import Slowdowns
+from core.runtime.threads import FileThreads
 from core.runtime.tokens import Tokens, stored_in
 from core.runtime.transports import transport_of
 from core.runtime.views import HealthPart, HealthView, VersionView
@@ -69,7 +72,7 @@ from core.store.tables import REVISION
 
 log = structlog.get_logger()
 
-FILE_THREADS = 64  # that wait for file systems; made as they are needed
+RECOVERY_SECONDS = 10.0  # of all directories at the start; who needs longer is recovered while the others work
 ABORTED_SECONDS = 2.0  # what was cut off has its outcome at once; only its commit is waited for
 START_AGAIN_SECONDS = (1.0, 2.0, 5.0, 10.0)  # between tries of a start that failed; the last goes on
 LAST_COMMIT_SECONDS = 1.0  # at least, however long the rest took
@@ -93,7 +96,9 @@ class Relay:
         self._state = "new"
         self._applying = asyncio.Lock()  # of two changes at once, what was saved last must be set last
         self._watching: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[bool] | None = None
         self._retrying: asyncio.Task[None] | None = None
+        self._recoveries: dict[asyncio.Task[None], Inlet] = {}  # of the start
         self._cut_off_at = 0.0  # of a stop, by the loop's clock: what is in flight then is cut off
         self._was_healthy = True
 
@@ -110,12 +115,21 @@ class Relay:
         """Until ready. A database that can't be used leaves the API up and everything else off; see `health`.
 
         What may pass (no space, a lock, a disk that is not there yet) is tried again until it works.
+        `begin_stop` ends it.
         """
         self._state = "starting"
+        loop = asyncio.get_running_loop()
         # asyncio's own has six on two cores: as many directories whose file system hangs would stop all others
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(FILE_THREADS, "mpu-files"))
-        if not await self._try_start() and _may_pass(self.failure):
-            self._retrying = asyncio.get_running_loop().create_task(self._start_again())
+        loop.set_default_executor(FileThreads())
+        self._starting = loop.create_task(self._try_start())
+        try:
+            started = await self._starting
+        except asyncio.CancelledError:
+            if self._state != "stopping":
+                raise
+            return
+        if not started and _may_pass(self.failure):
+            self._retrying = loop.create_task(self._start_again())
 
     async def _start_again(self) -> None:
         for delay in itertools.chain(START_AGAIN_SECONDS, itertools.repeat(START_AGAIN_SECONDS[-1])):
@@ -147,7 +161,7 @@ class Relay:
         store = await asyncio.to_thread(self._open_store)
         try:
             await store.write(self._prepare)
-        except RelayError:
+        except (RelayError, asyncio.CancelledError):
             await asyncio.to_thread(store.close, CLOSE_SECONDS)
             raise
         return store
@@ -294,11 +308,23 @@ class Relay:
         self.inlets.restore_relay_pause(relay_pause)
         for record in directories:
             self.inlets.set(record.directory, record.pause)
-        await asyncio.gather(*(self._recover(inlet) for inlet in self.inlets if inlet.directory.enabled))
+        await self._recover_all()
         settings = [record.account for record in accounts]  # with what the recovery found out, and before anything goes
         self.outlets.quotas.restore(await self.store.read(lambda s: used_by(s, settings, self.clock.now())))
 
-    async def _recover(self, inlet: Any) -> None:
+    async def _recover_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        for inlet in self.inlets:
+            if inlet.directory.enabled:
+                task = loop.create_task(self._recover(inlet))
+                self._recoveries[task] = inlet
+                task.add_done_callback(lambda done: self._recoveries.pop(done, None))
+        if self._recoveries:
+            _, late = await asyncio.wait(self._recoveries, timeout=RECOVERY_SECONDS)
+            for task in late:
+                self._recoveries[task].cycle.late(RECOVERY_SECONDS)
+
+    async def _recover(self, inlet: Inlet) -> None:
         try:
             await inlet.cycle.ready()
         except RelayError as error:
@@ -474,6 +500,9 @@ class Relay:
         self._state = "stopping"
         self._cut_off_at = asyncio.get_running_loop().time() + self.settings.grace_seconds
         log.info("stopping", grace_seconds=self.settings.grace_seconds)
+        for task in (self._starting, self._retrying, *self._recoveries):
+            if task is not None:
+                task.cancel()
         if "operations" in self.__dict__:  # composed, and perhaps at work, even where the start failed after it
             self.inlets.begin_stop()
             self.outlets.quotas.close()
@@ -483,9 +512,8 @@ class Relay:
     async def stop(self) -> None:
         """Finish what is in flight, then close everything. Harmless when called twice."""
         self.begin_stop()
-        if self._retrying is not None:
-            self._retrying.cancel()
-            await asyncio.gather(self._retrying, return_exceptions=True)
+        starting = [task for task in (self._starting, self._retrying, *self._recoveries) if task is not None]
+        await asyncio.gather(*starting, return_exceptions=True)
         if self._state in ("stopped", "new") or "store" not in self.__dict__:
             self._state = "stopped"
             return
@@ -511,11 +539,12 @@ class Relay:
                 await self.store.ledger.flush()
                 await self.slowdowns.close()
         self.messages.close()
-        await self.inlets.close()
+        await _at_most(CLOSE_SECONDS, self.inlets.close())  # a file system may hang
         await asyncio.gather(self._close_outlets(), self.tokens.close())
         if self.sandbox is not None:
             await self.sandbox.stop()
-        await asyncio.to_thread(self.store.close, max(last - loop.time(), LAST_COMMIT_SECONDS))
+        left = max(last - loop.time(), LAST_COMMIT_SECONDS)
+        await _at_most(left + ABORTED_SECONDS, asyncio.to_thread(self.store.close, left))  # its disposers too
         self._state = "stopped"
         log.info("stopped")
 
@@ -523,6 +552,12 @@ class Relay:
         if not await self.outlets.close(ABORTED_SECONDS):
             self.outlets.abort()  # a test message whose reply does not come
             await self.outlets.close(ABORTED_SECONDS)
+
+
+async def _at_most(seconds: float, closing: Awaitable[object]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await closing
 
 
 def _may_pass(failure: RelayError | None) -> bool:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import os
+import signal
 import sqlite3
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,7 @@ from core.store import engine
 from tests.support.clock import ManualClock
 from tests.support.database import database
 from tests.support.relay import SIMPLE, Bench, account, add_account, mail, running, until
+from tests.support.service import environment, service
 from tests.support.smtp_server import Hang, Late, Script, SmtpServer
 from tests.support.spool import claim, raises_errno, spool_at
 
@@ -113,6 +119,76 @@ async def test_a_clock_that_jumps_expires_nothing_and_leaves_waits_as_they_are(t
             server.script.rcpt.clear()
             clock.advance(4000)
             await bench.sends(5, include_deferred=days < 0)
+
+
+# --- a directory that hangs -------------------------------------------------------------------------------------------
+
+HANGING = """
+import sys, threading
+from core.runtime import relay
+from core.spool import directory
+real = directory.open_place
+def open_place(settings, **more):
+    if settings.path.endswith("hangs"):
+        print("hangs", flush=True)
+        threading.Event().wait()  # as a file system that is frozen, or whose server is gone
+    return real(settings, **more)
+directory.open_place = open_place
+relay.RECOVERY_SECONDS = float(sys.argv.pop(1))
+from api.cli import main; main()
+"""
+
+
+def _with_a_directory_that_will_hang(folder: Path) -> None:
+    with service(folder / "data", folder) as first:
+        account = {"name": "out", "host": "127.0.0.1", "port": 9, "security": "none", "auth": "none"}
+        first.post("/accounts", **account)
+        for name in ("hangs", "works"):
+            (folder / name).mkdir()
+            first.post("/directories", name=name, path=str(folder / name), accounts=["out"])
+        assert first.stop() == 0
+
+
+def test_a_directory_that_hangs_keeps_neither_the_others_nor_the_end_waiting(tmp_path: Path) -> None:
+    _with_a_directory_that_will_hang(tmp_path)
+    with service(tmp_path / "data", tmp_path, command=[sys.executable, "-c", HANGING, "0.3"]) as second:
+        health = second.http.get("/health").json()
+        assert health["status"] == "degraded"
+        assert "was not recovered within 0.3 s" in str(health)
+        assert "directory works" not in str(health)
+        began = time.monotonic()
+        assert second.stop() == 0
+        assert time.monotonic() - began < 15
+    log = second.log.read_text()
+    assert log.count('"stopped"') == 2
+    assert "threads that do not end are left" in log
+
+
+def test_a_stop_ends_a_start_and_nothing_is_claimed_behind_it(tmp_path: Path) -> None:
+    _with_a_directory_that_will_hang(tmp_path)
+    arguments = ["serve", "--port", "0", "--data-dir", str(tmp_path / "data"), "--pickup-root", str(tmp_path)]
+    with subprocess.Popen(
+        [sys.executable, "-c", HANGING, "1000", *arguments],
+        env=environment(MPU_LOG_FORMAT="json"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hangs\n"
+        process.send_signal(signal.SIGTERM)
+        try:
+            log = process.communicate(timeout=20)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 0, log
+    assert [json.loads(line)["event"] for line in log.splitlines() if '"warning"' not in line] == [
+        "starting",
+        "signal taken",
+        "stopping",
+        "stopped",
+        "ended",
+    ]
 
 
 # --- what runs out ----------------------------------------------------------------------------------------------------

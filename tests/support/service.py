@@ -116,14 +116,19 @@ def is_closed(connection: socket.socket) -> bool:
 
 
 @contextmanager
-def service(data_dir: Path, root: Path, wrapper: Sequence[str] = (), **settings: str) -> Iterator[Service]:
-    """Start one on a free port and wait until it listens. `wrapper`: a command that runs it, as another user, say."""
+def service(
+    data_dir: Path, root: Path, wrapper: Sequence[str] = (), command: Sequence[str] = COMMAND, **settings: str
+) -> Iterator[Service]:
+    """Start one on a free port and wait until it listens.
+
+    `wrapper`: a command that runs it, as another user, say. `command`: in the place of `mpu`.
+    """
     data_dir.parent.mkdir(parents=True, exist_ok=True)
     log = data_dir.parent / f"{data_dir.name}.log"
     with log.open("ab") as out:
         offset = out.tell()
         process = subprocess.Popen(
-            [*wrapper, *COMMAND, "serve", "--port", "0", "--data-dir", str(data_dir), "--pickup-root", str(root)],
+            [*wrapper, *command, "serve", "--port", "0", "--data-dir", str(data_dir), "--pickup-root", str(root)],
             stdout=out,
             stderr=out,
             env=environment(MPU_LOG_FORMAT="json", **settings),

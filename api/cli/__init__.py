@@ -7,13 +7,22 @@ what the service answered. What files and servers say is shown with control char
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
 
-from api.cli.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, complain
+from api.cli.output import (
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    complain,
+    drop_output,
+    open_standard_files,
+    output_failed,
+)
 from core.errors import InvalidSettings, RelayError
 from core.settings import SettingsError
 
@@ -21,8 +30,12 @@ from core.settings import SettingsError
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry of the `mpu` script; ends the process."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    open_standard_files()
     try:
-        command_line(arguments)(args=list(arguments), prog_name="mpu")
+        try:
+            command_line(arguments)(args=list(arguments), prog_name="mpu")
+        finally:
+            sys.stdout.flush()
     except SettingsError as error:
         for problem in error.problems:
             complain(problem)
@@ -33,6 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         complain("stopped")
         sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        if not output_failed():
+            raise
+        drop_output()
+        if error.errno != errno.EPIPE:  # a reader that has enough, as `head`, knows
+            complain(f"standard output can't be written: {error.strerror}", "Lead it elsewhere, or make room.")
+        sys.exit(EXIT_FAILED)
     sys.exit(0)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +30,59 @@ WIDE = 1000  # columns where nobody looks: a pipe or file gets one line a row
 _WHOLE = ("id", "time", "created", "expires", "last used", "arrived", "due", "started at", "state", "status", "oldest")
 
 
+def open_standard_files() -> None:
+    """Put /dev/null where a standard file is closed: what is opened next would get its number, and be written to.
+
+    The one for standard output can't be written: a key that goes nowhere must not look as if it had been printed.
+    """
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_RDWR)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, mode), True)  # the lowest number that is free: this one
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - for as long as the process lives
+    sys.stderr = sys.stderr or open(2, "w", closefd=False, errors="backslashreplace")  # noqa: SIM115
+    if sys.stdout is None or sys.stdout is sys.__stdout__:
+        sys.stdout = Output(sys.stdout or open(1, "w", closefd=False))  # noqa: SIM115
+
+
+class Output(io.TextIOWrapper):
+    """Standard output that remembers whether it failed: the disk is full, the file is closed."""
+
+    def __init__(self, out: TextIO) -> None:
+        super().__init__(out.buffer, encoding=out.encoding, errors=out.errors, line_buffering=out.isatty())
+        self._out = out  # would close the file at its end
+        self.failed = False
+
+    def write(self, text: str, /) -> int:
+        """As any."""
+        try:
+            return super().write(text)
+        except OSError:
+            self.failed = True
+            raise
+
+    def flush(self) -> None:
+        """As any."""
+        try:
+            super().flush()
+        except OSError:
+            self.failed = True
+            raise
+
+
+def output_failed() -> bool:
+    """Whether what was to be printed could not be."""
+    return bool(getattr(sys.stdout, "failed", False))
+
+
+def drop_output() -> None:
+    """What was not printed yet won't be, nor anything more: Python would try it again at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
+
+
 def out() -> Console:
     """Standard output; made anew so that it goes where sys.stdout leads now."""
     width = None if sys.stdout.isatty() else WIDE
@@ -41,11 +98,20 @@ def say(text: str) -> None:
     out().print(Text(escape_lines(text)))
 
 
+def greet(text: str) -> None:
+    """As `say`, where it doesn't matter whether anybody sees it."""
+    try:
+        say(text)
+    except OSError:
+        drop_output()
+
+
 def complain(detail: str, remedy: str = "") -> None:
     """What is wrong, and on the next line what to do about it, on standard error."""
-    err().print(Text(escape_lines(f"mpu: {detail}")))
-    if remedy:
-        err().print(Text(escape_lines(f"     {remedy}")))
+    with contextlib.suppress(OSError):  # the exit code says it too
+        err().print(Text(escape_lines(f"mpu: {detail}")))
+        if remedy:
+            err().print(Text(escape_lines(f"     {remedy}")))
 
 
 def escape_lines(text: str) -> str:

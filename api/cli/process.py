@@ -8,6 +8,7 @@ now or for good; 2 usage; 3 the account can't be used; 130 stopped by Ctrl-C.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -255,7 +256,11 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
     rows: list[dict[str, object]] = []
 
     def tell(delivered: Delivered) -> None:
-        rows.append(row_of(delivered)) if as_json else _tell(delivered)
+        if as_json:
+            rows.append(row_of(delivered))
+        else:
+            with contextlib.suppress(OSError):  # no room, no reader: the mail goes on, and the end says so
+                _tell(delivered)
 
     def held_back(session: Session) -> tuple[dict[str, list[Used]], dict[str, Slowed]]:
         accounts = [account for account, _ in job.accounts]

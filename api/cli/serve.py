@@ -25,7 +25,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from api.cli.connection import Connection
-from api.cli.output import EXIT_FAILED, complain, say
+from api.cli.output import EXIT_FAILED, complain, greet
 from api.cli.reception import Guests, Reception, places
 from api.cli.settings import Config, DataDir, prepare_data_dir
 from core.errors import RelayError
@@ -110,7 +110,7 @@ async def _serve(settings: Settings, listener: socket.socket, url: str) -> int:
         log.info("listening", url=url)
         _settle_collector()
         if settings.demo:
-            say(welcome(settings, url))
+            greet(welcome(settings, url))
 
     return await serve_app(app, settings, listener, begin_stop=begin_stop, ready=ready)
 

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from core.runtime.instance import DataDirLock, ServiceLock
 from tests.support.command import mpu
-from tests.support.service import COMMAND, PATIENCE_SECONDS, environment, service
+from tests.support.service import COMMAND, PATIENCE_SECONDS, Service, environment, free_port, service, wait_until
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """For commands that change nothing."""
+    folder = tmp_path_factory.mktemp("started")
+    with service(folder / "data", folder) as running:
+        yield running
 
 
 def test_a_second_service_is_refused_and_commands_are_not(tmp_path: Path) -> None:
@@ -38,6 +50,64 @@ def test_the_lock_goes_with_a_killed_service(tmp_path: Path) -> None:
         first.kill()
         with ServiceLock(data):
             pass
+
+
+@pytest.mark.parametrize("lead", ["2>&-", ">&-", ">/dev/full", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_a_service_needs_no_standard_files(tmp_path: Path, lead: str) -> None:
+    data = tmp_path / "data"
+    port = free_port()
+    arguments = f"serve --demo --data-dir {data} --port {port}"
+    told = tmp_path / "told"
+    lead = lead if "2>" in lead else f"{lead} 2>{told}"
+    with subprocess.Popen(["sh", "-c", f'exec "$@" {arguments} {lead}', "sh", *COMMAND], env=environment()) as process:
+        try:
+            wait_until(lambda: process.poll() is not None or _is_up(port), "the service's start")
+            held = {number: os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)}
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_SECONDS) == 0
+        finally:
+            process.kill()
+    assert not any(str(data) in path for path in held.values())  # no database or mail where Python writes to
+    assert not told.exists() or "Traceback" not in told.read_text()
+
+
+def _is_up(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health/ready", trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("command", "lead", "said"),
+    [
+        ("secret-key", ">&-", "Bad file descriptor"),
+        ("secret-key", ">/dev/full", "No space left on device"),
+        ("openapi", ">/dev/full", "No space left on device"),
+        ("backup copy", ">/dev/full", "No space left on device"),
+        ("history", ">/dev/full", "No space left on device"),
+        ("history", ">&-", "Bad file descriptor"),
+        ("queue --json", ">/dev/full", "No space left on device"),
+        ("--version", ">/dev/full 2>&-", None),
+        ("openapi", "| true", ""),
+    ],
+)
+def test_output_that_can_not_be_written_is_told_in_a_line(
+    started: Service, tmp_path: Path, command: str, lead: str, said: str | None
+) -> None:
+    where = environment(MPU_DATA_DIR=str(started.data_dir), MPU_PORT=str(started.http.base_url.port))
+    ended = subprocess.run(
+        ["bash", "-c", f'set -o pipefail; "$@" {command} {lead}', "bash", *COMMAND],
+        env=where,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert ended.returncode == 1
+    told = f"mpu: standard output can't be written: {said}\n     Lead it elsewhere, or make room.\n"
+    assert ended.stderr == (told if said else "")
 
 
 def test_a_start_that_fails_leaves_no_lock(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,21 +3,25 @@
 `configure_logs` is called once by the process's entry. Events are structlog's: `log = structlog.get_logger()`,
 `log.warning("account paused", account=name, remedy=...)`. Guarantees: keys that name a secret are masked, bodies and
 overlong values are cut, control characters never reach a terminal raw, and no event of a log raises into the work that
-logged it (a full disk or a closed pipe loses the line, not the mail). Foreign loggers (uvicorn, apscheduler, alembic)
-take the same way out.
+logged it (a full disk or a closed pipe loses the line, not the mail). In a service none waits for its reader either:
+lines leave by a thread; what a reader leaves lying over WAITING_MAX_CHARACTERS is dropped, and its number told. Foreign
+loggers (uvicorn, apscheduler, alembic) take the same way out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import json
 import logging
+import os
+import queue
 import re
 import sys
 import threading
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any, Literal, TextIO
 
 import structlog
@@ -25,6 +29,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 MAX_VALUE_CHARACTERS = 4096  # of one value in one line
 MAX_DEPTH = 6
+WAITING_MAX_CHARACTERS = 4 << 20  # of lines that no reader took yet
+GATHER_SECONDS = 0.01  # between two writes: at full speed what came meanwhile is one
+LAST_LINES_SECONDS = 2.0  # that the end of the process waits for its reader
 MASK = "[redacted]"
 _SECRET_KEY = re.compile(r"passw|token|authorization|secret|api_?key|credential|cookie", re.IGNORECASE)
 # Whatever follows in a header (RFC 9110 section 11.6.2); elsewhere what no word looks like: long, and with a digit,
@@ -47,9 +54,10 @@ def configure_logs(
 ) -> None:
     """Set structlog and the standard library's logging up. May be called again; the last call counts.
 
-    `final`: it won't be. So loggers may keep what they find at their first use, and lines of one turn of the event
-    loop that tell of no trouble are written together; both are faster.
+    `final`: it won't be. So loggers may keep what they find at their first use, lines of one turn of the event loop
+    that tell of no trouble are written together, and a thread writes: a reader that hangs holds up nobody.
     """
+    global _last
     out = stream if stream is not None else sys.stderr
     console = log_format == "console" or (log_format == "auto" and out.isatty())
     level = getattr(logging, log_level.upper())
@@ -63,7 +71,13 @@ def configure_logs(
             event = structlog.processors.format_exc_info(logger, method, event)
         return render(logger, method, redact(logger, method, event))
 
-    lines = _GatheredLines(out) if final else _Lines(out)
+    def dropped(number: int) -> str:
+        told = {"event": "log lines dropped", "lines": number, "remedy": "see what reads the log: it is too slow"}
+        return str(line(None, "warning", told))
+
+    lines: _Lines = _Lines(out)
+    if final:
+        lines = _last = _QueuedLines(out, dropped)
     structlog.configure(
         processors=[line],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -225,25 +239,45 @@ class _Lines:
         try:
             while self._gathered:
                 lines, self._gathered = self._gathered, []
-                try:
-                    self._out.write("\n".join((*lines, "")))
-                    self._out.flush()
-                except (OSError, ValueError):  # no reader, no room, closed: the line is lost, the mail is not
-                    continue
+                self._send(lines)
         finally:
             self._writing = False
 
+    def _send(self, lines: list[str]) -> None:
+        with contextlib.suppress(OSError, ValueError):  # no reader, no room, closed: the line is lost, the mail is not
+            self._out.write("\n".join((*lines, "")))
+            self._out.flush()
 
-class _GatheredLines(_Lines):
-    """What is said below a warning in one turn of an event loop is one write, at the turn's end.
 
-    A kill loses the lines of that turn; the history and the spool have what they told.
+class _QueuedLines(_Lines):
+    """A thread writes. What is said below a warning in one turn of an event loop is one write, behind the turn's end.
+
+    A kill loses the lines of that turn and those that still wait for the thread, some 10 ms where the reader keeps up,
+    WAITING_MAX_CHARACTERS at most; the history and the spool have what they told. Where more wait, lines are dropped
+    until half of it is read; then their number is told in their place.
     """
 
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, out: TextIO, dropped: Callable[[int], str]) -> None:
         super().__init__(out)
-        self._due_in: asyncio.AbstractEventLoop | None = None  # the loop that will write
-        atexit.register(self._flush)
+        self._say_dropped = dropped
+        try:
+            self._fd: int | None = out.fileno()
+        except (OSError, ValueError):
+            self._fd = None
+        self.forget()
+        atexit.register(self.written, LAST_LINES_SECONDS)
+
+    def forget(self) -> None:
+        """Begin anew, with nothing said: a forked process has no thread, and its parent tells of the lines."""
+        self._lock = threading.RLock()
+        self._gathered = []
+        self._writing = False
+        self._due_in: asyncio.AbstractEventLoop | None = None  # the loop at whose turn's end the lines are sent
+        self._queue: queue.SimpleQueue[str | threading.Event] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._sent = 0  # characters; with the lock only
+        self._taken = 0  # of them, written; the thread's only
+        self._dropped = 0  # lines, since their number was told
 
     def info(self, line: str) -> None:
         """Gather it."""
@@ -260,10 +294,93 @@ class _GatheredLines(_Lines):
 
     debug = info
 
+    def written(self, seconds: float) -> bool:
+        """Wait until all that was said is written. False: time was up."""
+        self._flush()
+        if self._thread is None:
+            return True
+        mark = threading.Event()
+        self._queue.put(mark)
+        return mark.wait(seconds)
+
     def _flush(self) -> None:
         with self._lock:
             self._due_in = None
             self._write()
+
+    def _send(self, lines: list[str]) -> None:
+        """Into the queue, or not where it is full."""
+        text = "\n".join((*lines, "")) if lines else ""
+        waiting = self._sent - self._taken
+        if waiting > WAITING_MAX_CHARACTERS // 2 and (self._dropped or waiting + len(text) > WAITING_MAX_CHARACTERS):
+            self._dropped += len(lines)
+            return
+        if self._dropped:
+            text = f"{self._say_dropped(self._dropped)}\n{text}"
+            self._dropped = 0
+        self._sent += len(text)
+        self._queue.put(text)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="mpu-log", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            texts, marks = self._take()
+            if texts:
+                self._put_out("".join(texts))
+                self._taken += sum(map(len, texts))
+            for mark in marks:
+                mark.set()
+            if self._dropped:
+                with self._lock:
+                    if not self._writing:
+                        self._send([])
+            time.sleep(GATHER_SECONDS)
+
+    def _take(self) -> tuple[list[str], list[threading.Event]]:
+        """All that is queued, once there is something."""
+        texts: list[str] = []
+        marks: list[threading.Event] = []
+        item = self._queue.get()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if isinstance(item, str):
+                    texts.append(item)
+                else:
+                    marks.append(item)
+                item = self._queue.get_nowait()
+        return texts, marks
+
+    def _put_out(self, text: str) -> None:
+        """Past sys.stderr, whose lock a write that hangs would hold at the end of the process."""
+        with contextlib.suppress(OSError, ValueError):
+            if self._fd is None:
+                self._out.write(text)
+                self._out.flush()
+                return
+            octets = memoryview(text.encode(getattr(self._out, "encoding", None) or "utf-8", "backslashreplace"))
+            while octets:
+                try:
+                    octets = octets[os.write(self._fd, octets) :]
+                except BlockingIOError:  # somebody made the pipe so that it does not block
+                    time.sleep(GATHER_SECONDS)
+
+
+_last: _QueuedLines | None = None  # of the call that counts
+
+
+def logs_written(seconds: float = LAST_LINES_SECONDS) -> bool:
+    """Wait until all that was said before is written, so long at most. False: time was up."""
+    return _last is None or _last.written(seconds)
+
+
+def _after_fork() -> None:
+    if _last is not None:
+        _last.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 class _StandardLibrary(logging.Handler):

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import os
 import re
-import signal
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -243,6 +242,7 @@ def _send(job: Job, *, deferred_too: bool, as_json: bool) -> int:
 
 
 async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
+    from api.cli.serve import stop_signals
     from core.runtime.oauth_secrets import StoredFollowers
     from core.runtime.process import process as one_pass
     from core.runtime.secret_sources import SecretSources
@@ -251,7 +251,7 @@ async def _send_all(job: Job, *, deferred_too: bool, as_json: bool) -> int:
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in stop_signals():
         loop.add_signal_handler(number, stop.set)
     rows: list[dict[str, object]] = []
 

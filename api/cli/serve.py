@@ -1,8 +1,9 @@
 """`mpu serve`: the service. Settings, log, port, then uvicorn with the application on one event loop.
 
-The relay hears of SIGTERM first: it stops claiming and answers open drains, and only then uvicorn waits for open
-requests (it would otherwise wait for a drain that waits for mail). A second signal ends the waiting. systemd is told
-when the service is ready, stopping and alive. Exit codes: 0 stopped as asked, 1 could not start, 2 settings are wrong.
+The relay hears of SIGTERM (or SIGHUP, or Ctrl-C) first: it stops claiming and answers open drains, and only then
+uvicorn waits for open requests (it would otherwise wait for a drain that waits for mail). A second signal ends the
+waiting. systemd is told when the service is ready, stopping and alive. Exit codes: 0 stopped as asked, 1 could not
+start, 2 settings are wrong.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from api.cli.output import EXIT_FAILED, complain, greet
 from api.cli.reception import Guests, Reception, places
 from api.cli.settings import Config, DataDir, prepare_data_dir
 from core.errors import RelayError
-from core.logs import configure_logs
+from core.logs import configure_logs, logs_written
 from core.runtime.instance import DataDirLock, ServiceLock
 from core.runtime.notify import notify, watchdog
 from core.runtime.threads import hanging
@@ -91,6 +92,7 @@ def serve(
     left = hanging()
     if left:  # Python would wait for them, as long as a file system hangs
         log.warning("threads that do not end are left", threads=left, remedy="see which file system hangs")
+        logs_written()
         os._exit(code)
     raise typer.Exit(code)
 
@@ -206,7 +208,7 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """The loop's handlers instead of uvicorn's, which would end the process by the signal after a clean stop."""
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT)
+        signals = stop_signals()
         for number in signals:
             loop.add_signal_handler(number, self.stop, number)
         try:
@@ -217,6 +219,8 @@ class Server(uvicorn.Server):
 
     def stop(self, number: int) -> None:
         """First signal: stop in order. Second: wait for nothing more but what the relay has in flight."""
+        if self.should_exit and number == signal.SIGHUP:
+            return  # the session ends: its other signals say no more than the first
         if self.should_exit:
             log.warning("stopping at once: open requests are cut off", signal=signal.Signals(number).name)
             for task in list(self.server_state.tasks):
@@ -228,6 +232,12 @@ class Server(uvicorn.Server):
         notify("STOPPING=1")
         self.should_exit = True
         self._begin_stop()
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Those that end the process in order; SIGHUP not where it was to be ignored, as under nohup."""
+    ends = [signal.SIGTERM, signal.SIGINT]
+    return ends if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [*ends, signal.SIGHUP]
 
 
 def listen(host: str, port: int) -> socket.socket:

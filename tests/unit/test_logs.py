@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Literal
 
@@ -13,7 +14,9 @@ import pytest
 import structlog
 from pydantic import SecretStr
 
-from core.logs import configure_logs, escape
+from core.logs import configure_logs, escape, logs_written
+
+WAIT_SECONDS = 20.0  # never reached when all is well
 
 
 @pytest.fixture
@@ -27,6 +30,7 @@ def out() -> Iterator[io.StringIO]:
 
 
 def events(out: io.StringIO) -> list[dict[str, object]]:
+    assert logs_written(WAIT_SECONDS)
     return [json.loads(line) for line in out.getvalue().splitlines()]
 
 
@@ -156,7 +160,7 @@ async def test_what_is_said_in_one_turn_of_the_loop_is_one_write(out: io.StringI
     log = structlog.get_logger()
     for number in range(3):
         log.info("sent", number=number)
-    assert events(writes) == []
+    assert writes.getvalue() == ""
     await asyncio.sleep(0)
     assert [event["number"] for event in events(writes)] == [0, 1, 2]
     assert writes.count == 1
@@ -227,6 +231,7 @@ async def test_what_is_said_in_the_middle_of_a_write_comes_behind_it(out: io.Str
     configure_logs(log_format="json", stream=talking, final=True)
     structlog.get_logger().info("gathered")
     await asyncio.sleep(0)
+    assert logs_written(WAIT_SECONDS)
     assert [event["event"] for event in events(talking)] == ["gathered", "Task was destroyed"]
 
 
@@ -252,3 +257,82 @@ def test_what_the_end_of_the_process_finds_is_written() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert json.loads(ended.stderr)["event"] == "stopped"
+
+
+class Stuck(io.StringIO):
+    """A reader that takes nothing until it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.goes_on = threading.Event(), threading.Event()
+
+    def write(self, text: str) -> int:
+        self.begun.set()
+        assert self.goes_on.wait(WAIT_SECONDS)
+        return super().write(text)
+
+
+async def test_a_reader_that_hangs_holds_nobody_up_and_what_it_missed_is_counted(
+    out: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("core.logs.WAITING_MAX_CHARACTERS", 4000)
+    stuck = Stuck()
+    configure_logs(log_format="json", stream=stuck, final=True)
+    log = structlog.get_logger()
+    log.warning("said", number=0)
+    assert stuck.begun.wait(WAIT_SECONDS)
+    for number in range(1, 501):
+        log.info("said", number=number) if number % 2 else log.warning("said", number=number)
+        if number % 10 == 0:
+            await asyncio.sleep(0)
+    assert not logs_written(0.01)
+    stuck.goes_on.set()
+    assert logs_written(WAIT_SECONDS)
+    log.info("said", number=501)
+    log.error("said", number=502)
+    told = events(stuck)
+    (dropped,) = [event for event in told if event["event"] == "log lines dropped"]
+    numbers = [event["number"] for event in told if event["event"] == "said"]
+    kept = told.index(dropped)
+    assert numbers == [*range(kept), 501, 502]
+    assert dropped["lines"] == 501 - kept
+    assert 10 < kept < 100
+    assert dropped["level"] == "warning"
+
+
+async def test_what_was_dropped_is_told_without_another_line(out: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.logs.WAITING_MAX_CHARACTERS", 1000)
+    stuck = Stuck()
+    configure_logs(log_format="console", stream=stuck, final=True)
+    for number in range(100):
+        structlog.get_logger().warning("said", number=number)
+    stuck.goes_on.set()
+    assert logs_written(WAIT_SECONDS)
+    assert logs_written(WAIT_SECONDS)
+    assert "log lines dropped  lines=" in stuck.getvalue().splitlines()[-1]
+
+
+def test_the_end_of_the_process_does_not_wait_for_a_reader_that_hangs() -> None:
+    program = (
+        "import structlog; from core.logs import configure_logs\n"
+        "configure_logs(log_format='json', final=True)\n"
+        "for number in range(5000): structlog.get_logger().warning('said', number=number)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE) as process:
+        try:
+            assert process.wait(WAIT_SECONDS) == 0  # nobody reads; a pipe holds some 600 of them
+        finally:
+            process.kill()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_tells_its_own_lines_and_not_its_parents() -> None:
+    program = (
+        "import os, structlog; from core.logs import configure_logs\n"
+        "configure_logs(log_format='json', final=True); log = structlog.get_logger()\n"
+        "log.warning('parent')\n"
+        "if os.fork() == 0: log.warning('child')\n"
+        "else: os.wait()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert sorted(json.loads(line)["event"] for line in ended.stderr.splitlines()) == ["child", "parent"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -42,6 +43,35 @@ def test_a_second_service_is_refused_and_commands_are_not(tmp_path: Path) -> Non
         assert first.stop() == 0
         events = Counter(json.loads(line)["event"] for line in first.log.read_text().splitlines())
         assert [events[name] for name in ("signal taken", "stopping", "stopped", "ended")] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+def test_the_end_of_a_session_is_a_clean_stop_but_under_nohup(tmp_path: Path, nohup: bool) -> None:
+    with service(tmp_path / "data", tmp_path, wrapper=["nohup"] if nohup else []) as running:
+        running.process.send_signal(signal.SIGHUP)
+        if nohup:
+            assert running.http.get("/health/ready").is_success
+            assert running.stop() == 0
+        assert running.process.wait(PATIENCE_SECONDS) == 0
+    taken = [line for line in running.log.read_text().splitlines() if "signal taken" in line]
+    assert [json.loads(line)["signal"] for line in taken] == ["SIGTERM" if nohup else "SIGHUP"]
+
+
+def test_a_log_that_nobody_reads_holds_up_neither_work_nor_end(tmp_path: Path) -> None:
+    port = free_port()
+    arguments = ["serve", "--data-dir", str(tmp_path / "data"), "--port", str(port), "--log-level", "debug"]
+    with subprocess.Popen([*COMMAND, *arguments], env=environment(), stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        try:
+            wait_until(lambda: _is_up(port), "the service's start")
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+                for _ in range(200):  # each is a line
+                    assert client.get("/health/live").is_success
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(PATIENCE_SECONDS) == 0
+        finally:
+            process.kill()
 
 
 def test_the_lock_goes_with_a_killed_service(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from core.errors import (
     MessageGone,
     MessageNotDue,
     MessageNotReady,
+    NotRunning,
     RelayError,
     StorageBroken,
     StorageFull,
@@ -202,6 +203,7 @@ class Cycle:
         self.storage: StorageFull | StorageBroken | None = None
         self.writing: dict[bytes, float] = {}  # names that aren't ready yet, since when
         self.blocked: dict[bytes, Waiting] = {}  # names whose sender's accounts can't be used now, others' could
+        self.unrecorded = 0  # messages whose outcomes the database did not take before the stop
         self.paused: Callable[[], bool] = lambda: False
         self._deliverer = deliverer
         self._outlets = outlets
@@ -317,6 +319,9 @@ class Cycle:
             return
         except (StorageFull, StorageBroken) as error:
             self._storage(error)
+            return
+        except NotRunning:
+            self.unrecorded += 1
             return
         except Exception:  # it stays claimed, with its log; nothing that one file does may stop the others
             log.exception("recovery failed", directory=self.directory.name, file=name, remedy="report this as a fault")
@@ -548,6 +553,9 @@ class Cycle:
                 delivered = await self._deliver(name, settling, in_the_way, event_seen=event_seen)
             finally:
                 self._open.release()
+        except NotRunning:  # a stop did not wait for a database that fails; the next start settles it by its log
+            self.unrecorded += 1
+            return None
         except Exception as error:  # nothing that one file does may stop the others
             log.exception("delivery failed", directory=self.directory.name, file=name, remedy="report this as a fault")
             self._problem(name, MessageError(f"a fault of this service: {error!r}", remedy="report this as a fault"))
@@ -729,6 +737,15 @@ class Cycle:
         self.nudge()
         if self._timer is not None:
             self._timer.cancel()
+
+    async def answered(self, timeout_seconds: float) -> bool:
+        """Wait until what is in flight has its outcomes, which only wait to be committed. False: time was up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                while self._unsettled:
+                    self._slot_freed.clear()
+                    await self._slot_freed.wait()
+        return not self._unsettled
 
     async def drained(self, timeout_seconds: float) -> bool:
         """Wait for what is in flight. False: time was up."""

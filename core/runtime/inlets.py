@@ -292,8 +292,19 @@ class Inlets:
 
     async def drained(self, timeout_seconds: float) -> bool:
         """Wait for what is in flight. False: time was up."""
-        cycles = [*(inlet.cycle for inlet in self), *self._retired.values()]
-        return all(await asyncio.gather(*(cycle.drained(timeout_seconds) for cycle in cycles)))
+        return all(await asyncio.gather(*(cycle.drained(timeout_seconds) for cycle in self._cycles())))
+
+    async def answered(self, timeout_seconds: float) -> bool:
+        """Wait until what is in flight waits for nothing but its commit. False: time was up."""
+        return all(await asyncio.gather(*(cycle.answered(timeout_seconds) for cycle in self._cycles())))
+
+    @property
+    def unrecorded(self) -> int:
+        """Messages whose outcomes only the directories' logs have, since the stop."""
+        return sum(cycle.unrecorded for cycle in self._cycles())
+
+    def _cycles(self) -> list[Cycle]:
+        return [*(inlet.cycle for inlet in self), *self._retired.values()]
 
     async def close(self) -> None:
         """Let go of all directories, once drained."""
@@ -304,8 +315,7 @@ class Inlets:
                 inlet.timer.cancel()
         for task in self._retired:
             task.cancel()
-        cycles = [*(inlet.cycle for inlet in self), *self._retired.values()]
-        await asyncio.gather(*(cycle.close() for cycle in cycles), *self._retired, return_exceptions=True)
+        await asyncio.gather(*(cycle.close() for cycle in self._cycles()), *self._retired, return_exceptions=True)
 
 
 def _by_itself(directory: Directory) -> bool:

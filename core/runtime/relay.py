@@ -101,6 +101,7 @@ class Relay:
         self._recoveries: dict[asyncio.Task[None], Inlet] = {}  # of the start
         self._cut_off_at = 0.0  # of a stop, by the loop's clock: what is in flight then is cut off
         self._was_healthy = True
+        self._health_changed = asyncio.Event()
 
     def __getattr__(self, name: str) -> Any:
         """What is not there yet, or could not be opened: says why instead of failing oddly."""
@@ -404,6 +405,7 @@ class Relay:
         self.metrics_registry.delivered(directory, delivered)
 
     def _on_health(self) -> None:
+        self._health_changed.set()
         healthy = self.store.healthy
         if healthy and not self._was_healthy:
             log.info("outcomes can be recorded again")
@@ -519,7 +521,7 @@ class Relay:
             return
         loop = asyncio.get_running_loop()
         left = max(self._cut_off_at - loop.time(), 0.0)  # open requests had their part of the grace time
-        if not await self.inlets.drained(left):
+        if not await self._finished(left):
             log.warning("cut off after the grace time", grace_seconds=self.settings.grace_seconds)
             self.outlets.abort()
             await self.inlets.drained(ABORTED_SECONDS)
@@ -545,8 +547,32 @@ class Relay:
             await self.sandbox.stop()
         left = max(last - loop.time(), LAST_COMMIT_SECONDS)
         await _at_most(left + ABORTED_SECONDS, asyncio.to_thread(self.store.close, left))  # its disposers too
+        await self.inlets.drained(ABORTED_SECONDS)  # who waited for a commit has been told that there is none
+        if self.inlets.unrecorded:
+            log.warning(
+                "outcomes wait in the directories' logs",
+                messages=self.inlets.unrecorded,
+                remedy="none is needed: they are settled at the next start",
+            )
         self._state = "stopped"
         log.info("stopped")
+
+    async def _finished(self, seconds: float) -> bool:
+        """Wait for what is in flight, but for no commit while the database fails. False: time was up."""
+        loop = asyncio.get_running_loop()
+        last = loop.time() + seconds
+        if not await self.inlets.answered(seconds):
+            return False
+        drained = loop.create_task(self.inlets.drained(max(last - loop.time(), 0.0)))
+        while self.store.ledger.healthy and not drained.done():
+            self._health_changed.clear()
+            changed = loop.create_task(self._health_changed.wait())
+            await asyncio.wait((drained, changed), return_when=asyncio.FIRST_COMPLETED)
+            changed.cancel()
+        if drained.done():
+            return drained.result()
+        drained.cancel()
+        return True
 
     async def _close_outlets(self) -> None:
         if not await self.outlets.close(ABORTED_SECONDS):

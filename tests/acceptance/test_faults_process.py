@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from core.domain.account import AuthMethod, Directory
 from core.runtime import relay as relay_module
@@ -453,6 +454,33 @@ async def test_a_database_lost_while_the_service_runs_is_told_and_nothing_new_is
         aside.rename(path)
         assert (await bench.http.get("/health/ready")).json() == {"status": "ready"}
         await until(lambda: len(server.messages) == 2, "the mail that waited, without another word")
+async def test_a_stop_while_the_database_is_locked_is_no_fault_and_repeats_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "BUSY_TIMEOUT_SECONDS", 0.02)
+    monkeypatch.setattr(relay_module, "CLOSE_SECONDS", 0.3)
+    async with SmtpServer(Script(dot=Late(0.3, "250 2.0.0 taken"))) as server:
+        async with running(tmp_path, [account(server)], grace_seconds=300) as bench:
+            other = sqlite3.connect(bench.relay.store.path, isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            for number in range(3):
+                bench.drop(f"{number}.eml", mail(number))
+            bench.relay.scheduler.wake("pickup")
+            cycle = bench.relay.inlets.get("pickup").cycle
+            await until(lambda: cycle.in_flight == 3 and "DATA" in server.commands, "the transactions")
+            with capture_logs() as said:
+                async with asyncio.timeout(30):
+                    await bench.relay.stop()
+        assert len(server.messages) == 3
+        assert {line["event"] for line in said if line["log_level"] == "error"} == {"nothing new is claimed"}
+        assert [line["messages"] for line in said if "outcomes wait" in line["event"]] == [3]
+        other.close()
+        async with running(tmp_path, [account(server)]) as bench:
+            await bench.drain()
+            assert await bench.history() == {"jo@example.org": "sent"}
+            assert len((await bench.get("/history"))["items"]) == 3
+        assert len(server.messages) == 3
+        assert bench.names() == []
 
 
 def _missing(path: Path, _: pytest.MonkeyPatch) -> None:

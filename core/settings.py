@@ -10,6 +10,7 @@ file. Secrets (`api_key`, `secret_key`) are SecretStr: in no repr and no log. Ea
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import re
@@ -215,12 +216,12 @@ class Settings(BaseModel):
     @field_validator("data_dir", "tls_certificate_file", "tls_key_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
-        return None if value is None else Path(os.path.abspath(value.expanduser()))
+        return None if value is None else Path(os.path.abspath(_expanded(value)))
 
     @field_validator("pickup_roots", "secret_files")
     @classmethod
     def _roots(cls, value: tuple[Path, ...], info: ValidationInfo) -> tuple[Path, ...]:
-        roots = tuple(dict.fromkeys(Path(os.path.abspath(root.expanduser())) for root in value))
+        roots = tuple(dict.fromkeys(Path(os.path.abspath(_expanded(root))) for root in value))
         if Path(os.path.abspath(os.sep)) in roots:
             what = "no pickup root" if info.field_name == "pickup_roots" else "no place for secrets"
             raise ValueError(f"the root of the file system is {what}")
@@ -307,8 +308,10 @@ def load_settings(
     # only an option or variable says "demo" early enough to move the place where the file is looked for
     demo = str(early.get("demo", "")).lower() in ("1", "true", "yes", "on", "t", "y")
     data_dir = Path(early.get("data_dir", DEMO_DATA_DIR if demo else DEFAULT_DATA_DIR))
+    with contextlib.suppress(ValueError):  # which is told with the other problems
+        data_dir = _expanded(data_dir)
     defaults: dict[str, Any] = {"data_dir": data_dir, "pickup_roots": (data_dir,)} if demo else {}
-    file = config or (Path(environ["MPU_CONFIG"]) if environ.get("MPU_CONFIG") else None)
+    file = config or (Path(os.path.expanduser(environ["MPU_CONFIG"])) if environ.get("MPU_CONFIG") else None)
     if file is None:
         file = next((path for path in (data_dir / "mpu.toml", SYSTEM_CONFIG) if path.is_file()), None)
     stored = _from_file(file) if file is not None else {}
@@ -321,6 +324,14 @@ def load_settings(
     if prefix:  # passwords of accounts are no misspelt settings
         unknown = tuple(name for name in unknown if not name.startswith(prefix))
     return LoadedSettings(settings, file, unknown)
+
+
+def _expanded(path: Path) -> Path:
+    """With ~ as a shell reads it. Raises ValueError."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path.parts[0]} has no home directory") from None
 
 
 def _from_environment(environ: Mapping[str, str]) -> tuple[dict[str, Any], tuple[str, ...]]:

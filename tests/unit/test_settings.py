@@ -32,6 +32,19 @@ def test_a_file_named_is_used_and_must_be_there(tmp_path: Path) -> None:
     assert (loaded.settings.grace_seconds, loaded.config_file) == (3, file)
 
 
+def test_a_home_directory_may_be_named_as_a_shell_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mpu").mkdir()
+    (tmp_path / "mpu" / "mpu.toml").write_text("grace_seconds = 3\n")
+    (tmp_path / "other.toml").write_text("grace_seconds = 4\n")
+    loaded = load_settings(environ={"MPU_DATA_DIR": "~/mpu"})
+    assert (loaded.settings.grace_seconds, loaded.settings.data_dir) == (3, tmp_path / "mpu")
+    assert loaded.config_file == tmp_path / "mpu" / "mpu.toml"
+    assert load_settings(environ={"MPU_DATA_DIR": "~/mpu", "MPU_CONFIG": "~/other.toml"}).settings.grace_seconds == 4
+    with pytest.raises(SettingsError, match="MPU_DATA_DIR: ~nobody-of-this-name has no home directory"):
+        load_settings(environ={"MPU_DATA_DIR": "~nobody-of-this-name/mpu"})
+
+
 @pytest.mark.parametrize(
     ("value", "roots"),
     [

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import logging
 import os
 import signal
 import socket
@@ -34,7 +35,7 @@ from core.logs import configure_logs, logs_written
 from core.runtime.instance import DataDirLock, ServiceLock
 from core.runtime.notify import notify, watchdog
 from core.runtime.threads import hanging
-from core.settings import Settings, load_settings
+from core.settings import Settings, SettingsError, load_settings
 
 log = structlog.get_logger()
 
@@ -135,7 +136,10 @@ async def serve_app(
     begin_stop: Callable[[], None],
     ready: Callable[[], None] = lambda: None,
 ) -> int:
-    """Serve until a signal; the exit code. `begin_stop` is called once, before open requests are waited for."""
+    """Serve until a signal; the exit code. `begin_stop` is called once, before open requests are waited for.
+
+    Raises SettingsError for a certificate or key that can't be used.
+    """
     tls = settings.tls_certificate_file is not None
     guests = Guests(
         most=places(settings.max_http_connections),
@@ -163,6 +167,8 @@ async def serve_app(
         begin_stop=begin_stop,
         ready=ready,
     )
+    if tls:
+        _load_certificate(server.config, settings)
     feeding = asyncio.create_task(watchdog())
     try:
         await server.serve(sockets=[listener])
@@ -172,6 +178,29 @@ async def serve_app(
         feeding.cancel()
         listener.close()
     return 0 if server.started else EXIT_FAILED
+
+
+def _load_certificate(config: uvicorn.Config, settings: Settings) -> None:
+    files = {"tls_certificate_file": settings.tls_certificate_file, "tls_key_file": settings.tls_key_file}
+    problems = []
+    for name, file in files.items():
+        try:
+            if file is not None:
+                file.open("rb").close()
+        except OSError as error:
+            problems.append(f"{name}: {file} can't be read: {error.strerror}")
+    if problems:
+        raise SettingsError(problems)
+    try:
+        config.load()
+    except OSError as error:
+        names, paths = " and ".join(files), " and ".join(map(str, files.values()))
+        raise SettingsError([f"{names}: {paths} are no certificate and its key: {error.strerror or error}"]) from None
+
+
+def _is_no_cut_off(record: logging.LogRecord) -> bool:
+    """Requests that a stop cuts off are no faults of the application, as which uvicorn tells them."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
 
 
 class Server(uvicorn.Server):
@@ -185,6 +214,7 @@ class Server(uvicorn.Server):
         self._reception: Reception | None = None
         self._begin_stop = begin_stop
         self._ready = ready
+        logging.getLogger("uvicorn.error").addFilter(_is_no_cut_off)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])  # uvicorn would accept without a limit
@@ -250,6 +280,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, number)
     except OSError as error:
         raise RelayError(f"{host!r} is no address of this machine: {error.strerror}", remedy=remedy) from None
+    except UnicodeError:  # an empty part, or one of over 63 characters
+        raise RelayError(f"{host!r} is no address of this machine: it is no host name", remedy=remedy) from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)

@@ -18,7 +18,8 @@ from pydantic import SecretStr
 from api.cli.serve import listen, serve_app, url_of, welcome
 from api.cli.settings import prepare_data_dir
 from core.errors import RelayError
-from core.settings import Settings
+from core.settings import Settings, SettingsError
+from tests.support.command import mpu
 
 
 def application(events: list[str], stopping: asyncio.Event, *, fails: bool = False) -> FastAPI:
@@ -78,7 +79,7 @@ async def test_the_relay_hears_of_a_stop_before_open_requests_are_waited_for() -
     assert events == ["up", "request waits", "relay stops", "request answers", "application stopped"]
 
 
-async def test_a_second_signal_cuts_open_requests_off_but_not_the_relays_end() -> None:
+async def test_a_second_signal_cuts_open_requests_off_but_not_the_relays_end(caplog: pytest.LogCaptureFixture) -> None:
     events: list[str] = []
     listener = listen("127.0.0.1", 0)
     settings = Settings(grace_seconds=20)
@@ -103,6 +104,37 @@ async def test_a_second_signal_cuts_open_requests_off_but_not_the_relays_end() -
             await asyncio.wait_for(asking, 20)
     assert await asyncio.wait_for(serving, 20) == 0
     assert events == ["up", "request waits", "relay stops", "application stopped"]
+    assert "Exception in ASGI application" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key", "said"),
+    [
+        (
+            "/nope",
+            "/nope2",
+            "tls_certificate_file: /nope can't be read: No such file or directory; tls_key_file: /nope2",
+        ),
+        (__file__, __file__, f"tls_certificate_file and tls_key_file: {__file__} and {__file__} are no certificate"),
+    ],
+)
+async def test_a_certificate_that_can_not_be_used_is_named(certificate: str, key: str, said: str) -> None:
+    settings = Settings(tls_certificate_file=Path(certificate), tls_key_file=Path(key))
+    app = application([], asyncio.Event())
+    with listen("127.0.0.1", 0) as listener, pytest.raises(SettingsError) as raised:
+        await serve_app(app, settings, listener, begin_stop=lambda: None)
+    assert str(raised.value.detail).startswith(said)
+
+
+def test_a_certificate_that_is_not_there_ends_the_start_with_a_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPU_TLS_CERTIFICATE_FILE", "/nope")
+    monkeypatch.setenv("MPU_TLS_KEY_FILE", str(tmp_path))
+    assert mpu("serve", "--port", "0") == 2
+    said = capsys.readouterr().err
+    assert "mpu: tls_certificate_file: /nope can't be read: No such file or directory\n" in said
+    assert f"mpu: tls_key_file: {tmp_path} can't be read: Is a directory\n" in said
 
 
 async def test_a_start_that_fails_is_an_exit_code() -> None:
@@ -120,6 +152,9 @@ def test_a_port_that_is_taken_and_a_host_that_is_not_ours() -> None:
         listen("192.0.2.1", 0)
     with pytest.raises(RelayError, match="no address"):
         listen("no.such.host.invalid", 0)
+    for host in ("a..b", "a" * 80):
+        with pytest.raises(RelayError, match="is no address of this machine: it is no host name"):
+            listen(host, 0)
 
 
 @pytest.mark.parametrize(

@@ -380,7 +380,8 @@ def _after_fork() -> None:
         _last.forget()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # where processes fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _StandardLibrary(logging.Handler):

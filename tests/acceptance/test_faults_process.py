@@ -454,6 +454,8 @@ async def test_a_database_lost_while_the_service_runs_is_told_and_nothing_new_is
         aside.rename(path)
         assert (await bench.http.get("/health/ready")).json() == {"status": "ready"}
         await until(lambda: len(server.messages) == 2, "the mail that waited, without another word")
+
+
 async def test_a_stop_while_the_database_is_locked_is_no_fault_and_repeats_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

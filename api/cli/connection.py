@@ -89,9 +89,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Its header is whole, and may have come in one piece that is larger than it may be."""
         self._unused = 0
-        size = len(self.url) + sum(
-            len(name) + len(value) + 4 for name, value in self.headers
-        )  # ": " and the line's end
+        fields = sum(len(name) + len(value) + 4 for name, value in self.headers)  # with ": " and the line's end
+        size = len(self.url) + fields
         if size > self._max_header_bytes or len(self.url) > MAX_URL_BYTES:
             raise _HeaderTooLarge
         self._begun = False

@@ -71,7 +71,8 @@ class Guests:
         """It owes a request, or the rest of one, from now on."""
         self._stalled.pop(guest, None)
         self._waiting.pop(guest, None)  # so that the oldest stays first
-        self._waiting[guest] = time.monotonic()
+        if guest in self._here:  # one that is gone may have an answer finished behind it
+            self._waiting[guest] = time.monotonic()
 
     def begins(self, guest: Guest) -> None:
         """The first octet of what it owes came: from now on it has time for the rest."""
@@ -87,7 +88,8 @@ class Guests:
         """It does not take what was written to it."""
         self._waiting.pop(guest, None)
         self._stalled.pop(guest, None)
-        self._stalled[guest] = (time.monotonic(), guest.unsent())
+        if guest in self._here:
+            self._stalled[guest] = (time.monotonic(), guest.unsent())
 
     def left(self, guest: Guest) -> None:
         """Its connection is gone."""

@@ -954,6 +954,14 @@ def _sockets(of: Service) -> int:
     return sum(link.startswith("socket:") for link in links)
 
 
+def _make_inbox(of: Service, root: Path) -> None:
+    """A directory `in` that takes mail."""
+    (root / "in").mkdir()
+    of.post("/accounts", name="main", host="127.0.0.1", security="none", auth="none")
+    of.post("/directories", name="in", path=str(root / "in"), accounts=["main"])
+    wait_until(lambda: of.http.post("/messages?directory=in", content=SIMPLE).is_success, "the directory")
+
+
 @pytest.mark.parametrize("tls", [False, True])
 def test_silent_connections_take_neither_the_files_of_mail_nor_the_place_of_others(tmp_path: Path, tls: bool) -> None:
     """Three hundred that say nothing, on a service that may have 240 files open: no more than sixty stay."""
@@ -967,9 +975,7 @@ def test_silent_connections_take_neither_the_files_of_mail_nor_the_place_of_othe
         service(tmp_path / "data", tmp_path, FEW_FILES, **files) as listening,
         contextlib.ExitStack() as held,
     ):
-        (tmp_path / "in").mkdir()
-        listening.post("/accounts", name="main", host="127.0.0.1", security="none", auth="none")
-        listening.post("/directories", name="in", path=str(tmp_path / "in"), accounts=["main"])
+        _make_inbox(listening, tmp_path)
         before = _sockets(listening)
         silent = [held.enter_context(connected(listening)) for _ in range(300)]
         for _ in range(5):
@@ -1037,7 +1043,6 @@ def test_an_answer_that_nobody_takes_is_cut_off(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("bodies")
-    (root / "in").mkdir()
     with service(
         root / "data",
         root,
@@ -1045,8 +1050,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         MPU_REQUEST_BODY_TIMEOUT_SECONDS="1",
         MPU_REQUEST_DEADLINE_SECONDS="2",
     ) as running_service:
-        running_service.post("/accounts", name="main", host="127.0.0.1", security="none", auth="none")
-        running_service.post("/directories", name="in", path=str(root / "in"), accounts=["main"])
+        _make_inbox(running_service, root)
         yield running_service
 
 

@@ -468,8 +468,8 @@ async def test_a_stop_while_the_database_is_locked_is_no_fault_and_repeats_nothi
             for number in range(3):
                 bench.drop(f"{number}.eml", mail(number))
             bench.relay.scheduler.wake("pickup")
-            cycle = bench.relay.inlets.get("pickup").cycle
-            await until(lambda: cycle.in_flight == 3 and "DATA" in server.commands, "the transactions")
+            spool = bench.relay.inlets.get("pickup").spool
+            await until(lambda: spool.in_flight == 3 and "DATA" in server.commands, "the transactions")
             with capture_logs() as said:
                 async with asyncio.timeout(30):
                     await bench.relay.stop()

@@ -151,7 +151,7 @@ async def test_what_only_waits_for_its_turn_is_not_claimed_any_more(tmp_path: Pa
     """One connection, which waits for the reply to its dot; of what was looked at meanwhile nothing is sent."""
     when: dict[str, Any] = {"schedule": "0 0 1 1 *", "interval_seconds": None} if act == "stop the drain" else {}
     pickup = Directory("pickup", str(tmp_path / "spool" / "pickup"), ("main",), watch=False, **when)
-    async with SmtpServer(Script(extensions=(), dot=Late(0.5, "250 2.0.0 taken"))) as server:
+    async with SmtpServer(Script(extensions=(), dot=[Late(0.5, "250 2.0.0 taken")])) as server:
         async with running(tmp_path, [account(server, max_connections=1)], pickups=[pickup]) as bench:
             for number in range(10):
                 bench.drop(f"{number}.eml", mail(number))
@@ -181,7 +181,7 @@ async def test_what_only_waits_for_its_turn_is_not_claimed_any_more(tmp_path: Pa
 
 @pytest.mark.parametrize("act", ["hold", "delete"])
 async def test_an_operator_gets_what_only_waits_for_its_turn(tmp_path: Path, act: str) -> None:
-    async with SmtpServer(Script(extensions=(), dot=Late(0.5, "250 2.0.0 taken"))) as server:
+    async with SmtpServer(Script(extensions=(), dot=[Late(0.5, "250 2.0.0 taken")])) as server:
         async with running(tmp_path, [account(server, max_connections=1)]) as bench:
             for number in range(5):
                 bench.drop(f"{number}.eml", mail(number))

@@ -14,15 +14,16 @@ structlog.configure(
     ]
 )
 
-# What the shorter tests cover is measured in them; measuring whole relays too costs a minute of the five that all of
-# the tests may take, and what is marked `timed` takes three times as long under the measuring. COVERAGE=all measures
-# everything.
+# `make coverage` measures what the shorter tests cover: measuring whole relays too takes long, and what is marked `timed`
+# takes three times as long under the measuring. COVERAGE=all measures everything.
 _ALL_MEASURED = os.environ.get("COVERAGE") == "all"
 _NOT_MEASURED = ("tests/acceptance/", "tests/chaos/")
 
 # Files with long tests, about how many seconds each takes; they come first, so that no worker waits for another's.
 _LONG = {
     "tests/chaos/test_small.py": 35,
+    "tests/integration/cli/test_serve_alone.py": 45,
+    "tests/acceptance/test_security.py": 40,
     "tests/acceptance/test_processes.py": 33,
     "tests/acceptance/test_seams.py": 30,
     "tests/acceptance/test_schemathesis.py": 30,

@@ -1,10 +1,10 @@
 """When a directory runs: by an interval or a cron line; and what wakes a cycle between its runs.
 
-Cron lines are APScheduler's jobs, coalesced and never skipped for being late (misfire_grace_time=None). They go by the
-wall clock; where that jumps, the next times are found anew within CLOCK_LOOK_SECONDS. Intervals go by the loop's
-monotonic clock, which no change of the time moves. Both only wake the run. The runs are tasks of our own: one at a time
-a directory, and what comes due meanwhile is served by one more. A change takes effect at once: the job is replaced, not
-restarted.
+One job of APScheduler's a directory, coalesced and never skipped for being late (misfire_grace_time=None). APScheduler
+goes by the wall clock; where that jumps against the monotonic one, the next times are found anew within
+CLOCK_LOOK_SECONDS, and what was jumped over is one run. A job only wakes the run. The runs are tasks of our own: one at
+a time a directory, and what comes due meanwhile is served by one more. A change takes effect at once: the job is
+replaced, not restarted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta, tzinfo
 
 import structlog
@@ -31,7 +31,7 @@ from core.domain.account import Directory
 log = structlog.get_logger()
 
 HOUR_SECONDS = 3600.0
-CLOCK_LOOK_SECONDS = 20.0  # between looks whether the wall clock jumped
+CLOCK_LOOK_SECONDS = 5.0  # between looks whether the wall clock jumped
 CLOCK_JUMP_SECONDS = 1.0  # of the wall against the monotonic clock between two looks; NTP slews 10 ms in that time
 _MOMENT = timedelta(microseconds=1)
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
@@ -45,13 +45,19 @@ def interval_of(directory: Directory) -> float:
     return max(directory.interval_seconds or 60.0, 1.0)
 
 
-@dataclass(slots=True, eq=False)
-class _Interval:
-    """A job that comes again every so many seconds. `due`: the loop's time; None: it was not started yet."""
+class Every(BaseTrigger):  # type: ignore[misc]  # APScheduler has no types
+    """Each so many seconds, counted from the last time or, where some were missed, from now.
 
-    seconds: float
-    due: float | None = None
-    timer: asyncio.TimerHandle | None = None
+    APScheduler's own lists each of the missed ones before it drops all but one.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._interval = timedelta(seconds=seconds)
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
+        """The next time behind `now`."""
+        due = (previous_fire_time or now) + self._interval
+        return due if due > now else now + self._interval
 
 
 def cron_trigger(schedule: str, timezone: str | tzinfo) -> BaseTrigger:
@@ -161,7 +167,6 @@ class Scheduler:
         self._monotonic = monotonic
         self._clock_offset = 0.0  # of the wall from the monotonic clock, at the last look
         self._look: asyncio.TimerHandle | None = None
-        self._intervals: dict[str, _Interval] = {}
         self._scheduler = AsyncIOScheduler(
             jobstores={"default": MemoryJobStore()},  # never a pickled one; settings live in the database
             executors={"default": AsyncIOExecutor()},
@@ -187,8 +192,6 @@ class Scheduler:
     def start(self) -> None:
         """Begin to run jobs, on the running loop."""
         self._scheduler.start()
-        for name in self._intervals:
-            self._arm(name)
         for name in self._woken_early:
             self.wake(name)
         self._woken_early.clear()
@@ -197,39 +200,23 @@ class Scheduler:
 
     def set(self, directory: Directory, run: Run, *, at_once: bool = True) -> None:
         """Add or replace the directory's job. `at_once`: run it now too, unless it goes by a schedule."""
-        name = directory.name
-        if directory.schedule is None:
-            self._every(name, interval_of(directory), run, at_once=at_once)
+        if directory.schedule is not None:
+            self._add(directory.name, cron_trigger(directory.schedule, directory.schedule_timezone), run)
             return
-        trigger = cron_trigger(directory.schedule, directory.schedule_timezone)
-        self._unset(name)
-        self._runs[name] = run
-        self._scheduler.add_job(self._due, trigger, args=(name,), id=name, name=name)
+        self._add(directory.name, Every(interval_of(directory)), run)
+        if at_once:
+            self.wake(directory.name)
 
     def hourly(self, name: str, run: Run) -> None:
         """Housekeeping: once now and then each hour."""
-        self._every(f"{name} (hourly)", HOUR_SECONDS, run)  # no directory's name
+        name = f"{name} (hourly)"  # no directory's name
+        self._add(name, Every(HOUR_SECONDS), run)
+        self.wake(name)
 
-    def _every(self, name: str, seconds: float, run: Run, *, at_once: bool = True) -> None:
+    def _add(self, name: str, trigger: BaseTrigger, run: Run) -> None:
         self._unset(name)
         self._runs[name] = run
-        self._intervals[name] = _Interval(seconds)
-        if self.running:
-            self._arm(name)
-        if at_once:
-            self.wake(name)
-
-    def _arm(self, name: str) -> None:
-        """Set the interval's timer: to its own beat, or to an interval from now where it missed some."""
-        interval, loop = self._intervals[name], asyncio.get_running_loop()
-        now = loop.time()
-        due = now if interval.due is None else interval.due
-        interval.due = due + interval.seconds if due + interval.seconds > now else now + interval.seconds
-        interval.timer = loop.call_at(interval.due, self._interval_over, name)
-
-    def _interval_over(self, name: str) -> None:
-        self._arm(name)
-        self.wake(name)
+        self._scheduler.add_job(self._due, trigger, args=(name,), id=name, name=name)
 
     def remove(self, name: str) -> None:
         """The directory's job ends; a run that is going finishes."""
@@ -237,16 +224,11 @@ class Scheduler:
         self._unset(name)
 
     def _unset(self, name: str) -> None:
-        interval = self._intervals.pop(name, None)
-        if interval is not None and interval.timer is not None:
-            interval.timer.cancel()
-        try:
+        with suppress(JobLookupError):  # it was disabled
             self._scheduler.remove_job(name)
-        except JobLookupError:
-            return  # an interval, or it was disabled
 
     def _look_at_clock(self) -> None:
-        """After a jump of the wall clock the cron lines' next times are no longer what they would be from now on."""
+        """After a jump of the wall clock the jobs' next times are no longer what they would be from now on."""
         self._look = asyncio.get_running_loop().call_later(CLOCK_LOOK_SECONDS, self._look_at_clock)
         offset = self._wall() - self._monotonic()
         jump, self._clock_offset = offset - self._clock_offset, offset
@@ -265,9 +247,6 @@ class Scheduler:
 
     def next_run_at(self, name: str) -> float | None:
         """Seconds since the epoch; None where there is no job."""
-        interval = self._intervals.get(name)
-        if interval is not None:
-            return None if interval.due is None else self._wall() + interval.due - asyncio.get_running_loop().time()
         at = getattr(self._scheduler.get_job(name), "next_run_time", None)  # not set before the start
         return at.timestamp() if at is not None else None
 
@@ -313,8 +292,6 @@ class Scheduler:
         """No more runs. Drain the cycles first: what still runs is cancelled."""
         self._runs.clear()
         self._again.clear()
-        for name in list(self._intervals):
-            self._unset(name)
         if self._look is not None:
             self._look.cancel()
         if self._scheduler.running:

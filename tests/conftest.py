@@ -14,8 +14,8 @@ structlog.configure(
     ]
 )
 
-# `make coverage` measures what the shorter tests cover: measuring whole relays too takes long, and what is marked `timed`
-# takes three times as long under the measuring. COVERAGE=all measures everything.
+# `make coverage` measures what the shorter tests cover: measuring whole relays too takes long, and what is marked
+# `timed` takes three times as long under the measuring. COVERAGE=all measures everything.
 _ALL_MEASURED = os.environ.get("COVERAGE") == "all"
 _NOT_MEASURED = ("tests/acceptance/", "tests/chaos/")
 

@@ -421,8 +421,9 @@ async def test_an_interval_goes_on_whatever_the_wall_clock_does(
     cycle: Cycle, days: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("core.scheduler.interval_of", lambda _: 0.2)
+    monkeypatch.setattr("core.scheduler.CLOCK_LOOK_SECONDS", 0.01)
     turned = Turned(monkeypatch)
-    scheduler = Scheduler()
+    scheduler = Scheduler(wall=turned.wall)
     scheduler.start()
     cycle.open.set()
     scheduler.set(IN, cycle.run)

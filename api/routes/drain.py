@@ -50,7 +50,7 @@ async def start_drain(
     view = await relay.drains.start(order, actor)
     if wait and view.state == "running":
         view = await relay.drains.wait(view.id, order.timeout_seconds)
-    if view.state == "running":
+    if view.state == "running" or not wait:
         response.status_code = 202
         response.headers["Location"] = location(request, f"/drains/{view.id}")
     return DrainPublic.model_validate(view)

@@ -271,7 +271,7 @@ class FakeMessages:
 class FakeDrains:
     def __init__(self) -> None:
         self.requests: list[DrainRequest] = []
-        self.slow = False
+        self.slow = self.instant = False
         self.waited: list[float] = []
 
     def _view(self, state: Any = "running") -> DrainView:
@@ -292,7 +292,7 @@ class FakeDrains:
             position = request.directories.index("none")
             raise InvalidSettings([FieldError(f"/directories/{position}", "unknown_directory", "unknown")])
         self.requests.append(request)
-        return self._view()
+        return self._view("done" if self.instant else "running")
 
     async def wait(self, drain_id: str, timeout_seconds: float) -> DrainView:
         self.waited.append(timeout_seconds)

@@ -134,10 +134,11 @@ class _Run:
     `later`: by account, names and senders that the scan met before there was room, which there is in a moment.
     """
 
-    __slots__ = ("is_soon", "later", "report", "returned", "tasks")
+    __slots__ = ("ended", "is_soon", "later", "report", "returned", "tasks")
 
-    def __init__(self, report: Report, is_soon: Callable[[Refusal], bool]) -> None:
+    def __init__(self, report: Report, is_soon: Callable[[Refusal], bool], ended: Callable[[], bool]) -> None:
         self.report = report
+        self.ended = ended  # it wants no more claims
         self.is_soon = is_soon
         self.returned: set[bytes] = set()
         self.later: dict[str, deque[tuple[bytes, str]]] = {}
@@ -217,6 +218,8 @@ class Cycle:
         self._scan_batch = scan_batch
         self._on_delivered = on_delivered
         self._working: dict[bytes, asyncio.Task[Delivered | None]] = {}
+        self._wanted: dict[bytes, list[Callable[[], bool]]] = {}  # whether each who wants it wants no more claims
+        self._settling: set[bytes] = set()  # only the commit is waited for
         self._scanning: set[_Run] = set()
         self._came: set[bytes] = set()  # names that an event told of while they were worked on
         self._later: list[tuple[float, bytes]] = []  # monotonic time, name
@@ -339,9 +342,9 @@ class Cycle:
                 await asyncio.to_thread(self.spool.retry, entry)  # it syncs
 
     async def _work_off(self, report: Report, ended: Callable[[], bool], linger_seconds: float) -> None:
-        run = _Run(report, self._is_soon)
+        run = _Run(report, self._is_soon, ended)
         for name, task in self._working.items():
-            run.follow(name, task)  # what an event brought just before belongs to it
+            self._join(run, name, task)  # what an event brought just before belongs to it
         seen: set[bytes] | None = set() if self.problems or self.writing or self.blocked else None
         self._scanning.add(run)
         try:
@@ -397,7 +400,7 @@ class Cycle:
                 names.clear()
                 break
             names.popleft()
-            run.follow(name, self._working.get(name) or self._start(name, event_seen=False, ended=ended))
+            self._join(run, name)
             started = True
             await asyncio.sleep(0)  # it takes its room before the next one asks
         if not names:
@@ -417,7 +420,7 @@ class Cycle:
         if block is not None:
             run.report.blocked.add(block)
         elif not ended():
-            run.follow(name, self._working.get(name) or self._start(name, event_seen=False, ended=ended))
+            self._join(run, name)
             if self._outlets.limited and self._outlets.limits(self.directory):
                 await asyncio.sleep(0)  # it takes its room before the next one asks whether there is any
 
@@ -504,10 +507,19 @@ class Cycle:
     async def let_go(self, name: bytes) -> None:
         """An operator wants the file: what only waits for its turn here gives it up, and is looked at again later."""
         task = self._working.get(name)
-        if task is not None and not self.spool.has_claimed(name):
-            task.cancel()
-            await asyncio.wait({task})
-            self._look_again(name, CONTENDED_SECONDS)
+        if task is None or name in self._settling or self.spool.has_claimed(name):
+            return
+        task.cancel()
+        await asyncio.wait({task})
+        if self._working.get(name) is task:  # it had not begun: nothing of it ran, not even its end
+            del self._working[name], self._wanted[name]
+            self._slot_is_free()
+        self._look_again(name, CONTENDED_SECONDS)
+
+    def _slot_is_free(self) -> None:
+        self._unsettled -= 1
+        self._slot_freed.set()
+        self._start_offered()
 
     def _start_offered(self) -> None:
         """A slot is free: the next name that was offered, first come, first served."""
@@ -517,19 +529,32 @@ class Cycle:
             if not self._stopping and name not in self._working and self._block() is None:
                 self._start(name, event_seen=event_seen)
 
+    def _join(self, run: _Run, name: bytes, task: asyncio.Task[Delivered | None] | None = None) -> None:
+        """The run wants this name: whoever works on it already goes on for it too."""
+        task = task or self._working.get(name)
+        if task is None:
+            task = self._start(name, event_seen=False, ended=run.ended)
+        else:
+            self._wanted[name].append(run.ended)
+        run.follow(name, task)
+
     def _start(
         self, name: bytes, *, event_seen: bool, ended: Callable[[], bool] = lambda: False
     ) -> asyncio.Task[Delivered | None]:
         """`ended`: whether the run that it is started for wants no more claims."""
+        wanted = self._wanted[name] = [ended]
 
         def in_the_way() -> Refusal | None:
-            return Refusal("", STOPPED) if self._stopping or ended() else self._closed()
+            if self._stopping or all(ended() for ended in wanted):
+                return Refusal("", STOPPED)
+            return self._closed()
 
         task = asyncio.get_running_loop().create_task(self._one(name, in_the_way, event_seen=event_seen))
         self._working[name] = task
         self._unsettled += 1
         for run in self._scanning:  # an event was faster than its scan, which finds it claimed
             if name not in run.returned:
+                wanted.append(run.ended)
                 run.follow(name, task)
         return task
 
@@ -543,9 +568,8 @@ class Cycle:
             nonlocal unsettled
             if unsettled:
                 unsettled = False
-                self._unsettled -= 1
-                self._slot_freed.set()
-                self._start_offered()
+                self._settling.add(name)
+                self._slot_is_free()
 
         try:
             await self._open.acquire()
@@ -562,9 +586,10 @@ class Cycle:
             self._look_again(name, 60.0)
             return None
         finally:
-            del self._working[name]
-            self.blocked.pop(name, None)
             settling()
+            self._settling.discard(name)
+            del self._working[name], self._wanted[name]
+            self.blocked.pop(name, None)
             self._slot_freed.set()
             self._start_offered()
             if name in self._came:

@@ -303,14 +303,14 @@ class Delivery:
         Raises MessageError (left where it is, the error says why), StorageFull, StorageBroken, DirectoryUnavailable.
         """
         if opened.reject is not None:
-            return await self._reject(spool, directory, opened, opened.reject)
+            return await self._reject(spool, directory, opened, opened.reject, settling)
         try:
             if opened.size <= READ_INLINE_BYTES:
                 prepared, kept = self._read(spool, directory, opened), 0
             else:
                 prepared, kept = await self._read_large(spool, directory, opened)
         except MessageRejected as rejection:
-            return await self._reject(spool, directory, opened, rejection)
+            return await self._reject(spool, directory, opened, rejection, settling)
         except BaseException:
             spool.release(opened)
             raise
@@ -320,7 +320,7 @@ class Delivery:
         except MessageRejected as rejection:
             if work.claim is None:
                 work.settled = True  # with its own claim; what can't be moved to badmail now is kept, locked
-                return await self._reject(spool, directory, opened, rejection, prepared)
+                return await self._reject(spool, directory, opened, rejection, settling, prepared)
             self._refuse_rest(work, rejection)
             return await self._settle(work)
         except Exception as error:
@@ -724,6 +724,7 @@ class Delivery:
         directory: Directory,
         opened: Opened,
         rejection: MessageRejected,
+        settling: Callable[[], None],
         prepared: Prepared | None = None,
     ) -> Delivered:
         """It can never be sent as it is: to badmail, with the reason."""
@@ -745,7 +746,7 @@ class Delivery:
             due_at=None,
         )
         text = reason + (f"\n{rejection.remedy}" if rejection.remedy else "")
-        disposed = await self._ledger.settle(
+        settled = self._ledger.settle(
             Entry(
                 message_id=opened.identity.id,
                 directory=directory.name,
@@ -766,6 +767,8 @@ class Delivery:
                 disposer=spool,
             )
         )
+        settling()
+        disposed = await settled
         outcomes = tuple(
             RecipientOutcome(
                 name, Outcome.FAILED, Phase.LOCAL, _blame_of(rejection), 554, rejection.enhanced_code, rejection.detail

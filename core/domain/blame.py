@@ -160,6 +160,10 @@ _LATER = Ruling(Blame.TRANSIENT, final=False, code="try_later")
 _AUTH_LATER = _account("login_deferred", "Nothing to do: MPU tries again by itself.", MINUTE, passing=True)
 _SESSION_REFUSED = _account("server_refuses", "Ask the provider why it refuses the connection.", MINUTE, passing=True)
 
+# what a server may say of one recipient, too: where it took others, it is
+OF_ONE_TOO = frozenset({_LOGIN_NEEDED.code, _BLOCKED.code})
+OF_ONE = Ruling(Blame.RECIPIENT, final=False, code="recipient_deferred")
+
 _LOGIN = frozenset({Phase.AUTH})
 _MAIL = frozenset({Phase.MAIL})
 _RCPT = frozenset({Phase.RCPT})

@@ -198,7 +198,7 @@ class OAuthSecrets:
     async def _newest(self, digest: str, source: str) -> str | None:
         if digest in self._unstored:
             return self._unstored[digest]
-        where = f"{source}: the provider has put another refresh token in its peer, which"
+        where = f"{source}: the provider has put another refresh token in its place, which"
         try:
             return await self._followers.find(digest)
         except SecretUnreadable:

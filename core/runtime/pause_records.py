@@ -79,6 +79,8 @@ class PauseRecords:
         """All that waits, up to the first that fails."""
         async with self._turn:
             for place, name in list(self._behind):
+                if (place, name) not in self._behind:  # forgotten meanwhile
+                    continue
                 pause = self._behind.pop((place, name))
                 try:
                     await self._store.write(partial(self._put, place=place, name=name, pause=pause))

@@ -414,12 +414,16 @@ class Queue:
             envelope = await asyncio.to_thread(self.envelope, inlet, entry)
             end = deleted(inlet.directory.name, entry, envelope, actor)
         record = ActRecord(self.store, self.audit, self.clock, entry, act, actor, audited=audited, end=end)
-        try:
-            moved = await asyncio.to_thread(act_of[act], entry, record.write)
-        except RelayError as error:
-            await record.take_back(error)
-            raise
-        moved = moved or entry
+
+        async def act_on_it() -> Entry | None:
+            try:
+                return await asyncio.to_thread(act_of[act], entry, record.write)
+            except RelayError as error:
+                await record.take_back(error)
+                raise
+
+        # who hangs up leaves the thread at work: what comes of it is written down all the same
+        moved = await asyncio.shield(asyncio.get_running_loop().create_task(act_on_it())) or entry
         if act in ("retry", "release"):
             inlet.cycle.offer(moved.file_name.rsplit(b"/", 1)[-1], event_seen=False)
         return moved

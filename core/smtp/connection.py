@@ -110,6 +110,8 @@ class Connection(Link):
 
     def _not_sendable(self, transaction: Transaction) -> TransactionResult | None:
         """A result that needs no server."""
+        if self.protocol.unasked_part:  # it came while the turn was out; what it will be is no answer to this
+            self._give_up("a reply began that nobody asked for")
         if self.protocol.closed or self._transport is None or self.protocol.goodbye is not None:
             self.found_dead = True
             detail = self._ended.detail if self._ended else "the connection is closed"

@@ -78,7 +78,7 @@ class Pool:
         self._idle_timeout = idle_timeout_seconds
         self._in_flight_max = in_flight_per_connection
         self._rest_after = rest_after  # seconds, of a failure and how many there were in a row
-        self._failures = 0  # in a row
+        self._failures = 0  # in a row, of one kind
         self._context: ssl.SSLContext | None = None
         self._connections: list[Connection] = []
         self._waiters: deque[asyncio.Future[PoolTurn]] = deque()
@@ -274,11 +274,15 @@ class Pool:
             failure = error
         finally:
             self._opening = None
-        self.last_failure = failure if isinstance(failure, ConnectFailed) else None
-        self._failures = 0 if self.last_failure is None else self._failures + 1
+        before, self.last_failure = self.last_failure, failure if isinstance(failure, ConnectFailed) else None
+        if self.last_failure is None:
+            self._failures = 0
+        else:
+            self._failures = self._failures + 1 if before is not None and before.code == self.last_failure.code else 1
         if self.last_failure is not None and self.last_failure.phase in (Phase.TLS, Phase.STARTTLS):
             self._context = None  # the authorities may be others the next time
         if connection is not None:
+            self._open_not_before = 0.0
             self._connections.append(connection)
             self._moved(connection)
         elif self._connections and self.last_failure is not None:

@@ -101,7 +101,7 @@ class SmtpProtocol:
             error = fault
         if error is None and self._injected:
             error = InjectedOctets("the server sent octets behind its 220 to STARTTLS")
-        if error is None and self._unasked_part and self._parser.partial_digit not in (b"4", b"5"):
+        if error is None and self.unasked_part and self._parser.partial_digit not in (b"4", b"5"):
             error = ProtocolError("the server began a reply that nobody asked for")
         if error is not None:
             events += self._break(error)
@@ -114,7 +114,7 @@ class SmtpProtocol:
         return self.state is _CLOSED
 
     @property
-    def _unasked_part(self) -> bool:
+    def unasked_part(self) -> bool:
         """A reply has begun, and all that left is answered."""
         return self.answers >= self._left and self._parser.has_partial
 
@@ -279,7 +279,7 @@ class SmtpProtocol:
     @property
     def may_begin(self) -> bool:
         """Whether the envelope of another message may be written now."""
-        if self.state is not _READY or self._current is not None or self.goodbye is not None or self._unasked_part:
+        if self.state is not _READY or self._current is not None or self.goodbye is not None or self.unasked_part:
             return False
         return self.capabilities.pipelining or not self._expected
 

@@ -7,7 +7,6 @@ under the lock when it is certain that there is something to do: what it raises 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -31,8 +30,6 @@ from core.spool.sidecars import Draft
 from core.spool.values import Entry
 
 Before = Callable[[], object]
-
-_UNSAFE = re.compile(rb"[^A-Za-z0-9._@+=,-]")
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 
 from core.domain.account import MessageFormat
 from core.domain.message import MessageIdentity, State
-from core.errors import MessageRejected
+from core.errors import MessageRejected, NotRunning
 from core.spool import kernel, names
 from core.spool.claim import claim_error
 from core.spool.dispose import sync_directory
@@ -39,6 +39,7 @@ class Submission:
         self._temporary = b""  # while it has no other name
         self._fd = self._spool_fd = -1
         self._staged: os.stat_result | None = None
+        self._closed = False
         self._held = ExitStack()
         self._lock = threading.Lock()  # a close waits for a write that nobody waits for any more
 
@@ -66,6 +67,7 @@ class Submission:
         """Rename without overwriting, sync the directory. `exactly`: no other name will do where it is taken."""
         with self._lock:
             assert self._staged is not None
+            self._must_be_open()
             try:
                 return self._put_in([self._base] if exactly else names.alternatives(self._base), self._staged)
             except OSError as error:
@@ -74,9 +76,11 @@ class Submission:
     def close(self) -> None:
         """Let go; what has no name of its own by now is removed."""
         with self._lock:
+            self._closed = True  # a write that comes late would go to whatever has the descriptor's number by then
             self._held.close()
 
     def _write(self, chunk: bytes) -> None:
+        self._must_be_open()
         self._size += len(chunk)
         limit = self._place.settings.max_message_bytes
         if self._size > limit:
@@ -86,6 +90,10 @@ class Submission:
         if self._fd < 0:
             self._open()
         write_all(self._fd, chunk)
+
+    def _must_be_open(self) -> None:
+        if self._closed:
+            raise NotRunning("the mail was given up", remedy="hand it in again")
 
     def _open(self) -> None:
         place = self._held.enter_context(self._place)

@@ -101,9 +101,10 @@ class Ledger:
         self._closing = threading.Lock()  # nothing comes into the queue behind its end
         self._deadline: float | None = None  # of close(), by time.monotonic()
         self._stopping = threading.Event()
-        self.on_health: Callable[[Health], None] | None = None  # called in the writer thread at every change
+        self.on_health: Callable[[Health], None] | None = None  # at every change, in whichever thread
         self._file = DatabaseFile(path) if path is not None else None
         self._lost: RelayError | None = None  # what was told of the file, if a look found it out
+        self._reporting = threading.RLock()  # the thread and who asks for the health both tell of it
         self._looked_at = time.monotonic()
         self._engine = writer_engine(path) if path is not None else None
         self._engines = [*readers] if self._engine is None else [self._engine, *readers]
@@ -176,12 +177,13 @@ class Ledger:
         """Whether the file is still there. While entries wait, the thread finds out by itself when it is again."""
         self._looked_at = time.monotonic()
         lost = self._file.problem() if self._file is not None else None
-        health = self._health
-        if lost is not None and health.healthy:
-            self._lost = lost
-            self._report(lost)
-        elif lost is None and not health.healthy and health.error is self._lost:
-            self._report(None)
+        with self._reporting:
+            health = self._health
+            if lost is not None and health.healthy:
+                self._lost = lost
+                self._report(lost)
+            elif lost is None and not health.healthy and health.error is self._lost:
+                self._report(None)
 
     def _put(self, item: _Item) -> None:
         with self._closing:
@@ -332,16 +334,17 @@ class Ledger:
         _answer([(job.loop, job.future, answer)])
 
     def _report(self, error: RelayError | None, waiting: int = 0) -> None:
-        before = self._health
-        if error is None:
-            if before.healthy:
-                return
-            self._health = Health()
-        else:
-            since = self._clock.now() if before.since is None else before.since
-            self._health = Health(False, error, since, waiting)
-        if self.on_health is not None:
-            self.on_health(self._health)
+        with self._reporting:
+            before = self._health
+            if error is None:
+                if before.healthy:
+                    return
+                self._health = Health()
+            else:
+                since = self._clock.now() if before.since is None else before.since
+                self._health = Health(False, error, since, waiting)
+            if self.on_health is not None:
+                self.on_health(self._health)
 
 
 def _passes(error: Exception) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from core.domain.account import Account, AuthMethod
-from core.domain.blame import MINUTE, Rule, Ruling, judge
+from core.domain.blame import MINUTE, OF_ONE, OF_ONE_TOO, Rule, Ruling, judge
 from core.domain.circuit import LOGIN_TRIAL_SECONDS, LOGIN_TRIALS_MAX
 from core.domain.clock import Clock
 from core.domain.envelope import Recipient
@@ -352,7 +352,7 @@ class _Call:
         if mail is not None and mail.severity != 2:
             return self._refused(mailbox, Phase.MAIL, mail)
         if rcpt is not None and rcpt.severity != 2:
-            return self._refused(mailbox, Phase.RCPT, rcpt)
+            return self._refused(mailbox, Phase.RCPT, rcpt, among=result.rcpt_replies)
         final, failure = result.final_reply, result.failure
         if final is not None:
             if final.severity == 2:
@@ -367,13 +367,18 @@ class _Call:
             return self._refused(mailbox, Phase.DATA, data)
         raise AssertionError("the client gave neither a verdict nor a failure")
 
-    def _refused(self, mailbox: str, phase: Phase, reply: Reply) -> RecipientOutcome:
+    def _refused(
+        self, mailbox: str, phase: Phase, reply: Reply, *, among: Sequence[Reply | None] = ()
+    ) -> RecipientOutcome:
+        """`among`: what was said of all recipients."""
         judged = self._judged
         if judged is not None and judged[0] is phase and judged[1] == reply:
             ruling = judged[2]  # one reply to all, or the same words to each: the user's patterns may be slow
         else:
             ruling = self._judge(phase, reply)
             self._judged = (phase, reply, ruling)
+        if ruling.code in OF_ONE_TOO and any(other is not None and other.severity == 2 for other in among):
+            ruling = OF_ONE
         return self._ruled(mailbox, phase, reply, ruling)
 
     def _judge(self, phase: Phase, reply: Reply) -> Ruling:

@@ -353,3 +353,13 @@ async def test_the_words_of_a_421_behind_the_dot_are_told_and_the_account_rests(
         assert all("rate of unsolicited mail" in row["text"] for row in told)
         pause = (await bench.get("/accounts/main"))["pause"]
         assert (pause["code"], "rate of unsolicited" in pause["reason"]) == ("server_closing", True)
+
+
+async def test_what_may_be_said_of_one_recipient_alone_is_where_others_are_taken(tmp_path: Path) -> None:
+    script = Script(rcpt={"bob@example.net": "550 5.7.64 TenantAttribution; Relay Access Denied"})
+    async with SmtpServer(script) as server, running(tmp_path, [account(server)]) as bench:
+        bench.drop("a.eml", mail(1, to="jo@example.org, bob@example.net"))
+        await bench.drain()
+        assert await bench.history() == {"jo@example.org": "sent", "bob@example.net": "deferred"}
+        assert (await bench.get("/accounts/main"))["pause"] is None
+        assert len(server.messages) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -210,3 +211,41 @@ async def test_one_drain_more_than_may_run_is_told_to_come_again(tmp_path: Path)
             assert "MPU_OPEN_DRAINS_MAX" in answer.json()["remedy"]
             await until(lambda: not bench.relay.drains._register.open(), "the end of the first")
             await bench.drain()
+
+
+async def test_a_mail_that_was_not_yet_looked_at_can_be_held_and_goes_later(tmp_path: Path) -> None:
+    """A task that is cancelled before its first step never comes to its end."""
+    async with SmtpServer() as server, running(tmp_path, [account(server)]) as bench:
+        bench.drop("a.eml", mail(1))
+        cycle = bench.relay.inlets.get("pickup").cycle
+        await cycle.ready()
+        cycle.offer(b"a.eml", event_seen=True)
+        assert cycle.in_flight == 1
+        await cycle.let_go(b"a.eml")
+        assert (cycle.in_flight, cycle._unsettled) == (0, 0)
+        assert server.messages == []
+        await bench.drain()
+        assert len(server.messages) == 1
+
+
+async def test_a_drain_that_is_cancelled_leaves_what_another_one_wants(tmp_path: Path) -> None:
+    pickup = Directory(
+        "pickup",
+        str(tmp_path / "spool" / "pickup"),
+        ("main",),
+        watch=False,
+        schedule="0 0 1 1 *",
+        interval_seconds=None,
+    )
+    async with SmtpServer(Script(extensions=(), dot=[Late(0.5, "250 2.0.0 taken")])) as server:
+        async with running(tmp_path, [account(server, max_connections=1)], pickups=[pickup]) as bench:
+            for number in range(4):
+                bench.drop(f"{number}.eml", mail(number))
+            first = (await bench.http.post("/drain", params={"wait": "false"}, json={})).json()["id"]
+            cycle = bench.relay.inlets.get("pickup").cycle
+            await until(lambda: "DATA" in server.commands and cycle.in_flight == 4, "the first")
+            other = asyncio.create_task(bench.drain())
+            await until(lambda: all(len(who) == 2 for who in cycle._wanted.values()), "the other drain")
+            assert (await bench.http.delete(f"/drains/{first}")).is_success
+            assert (await other)["complete"]
+            assert len(server.messages) == 4

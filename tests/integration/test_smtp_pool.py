@@ -267,6 +267,21 @@ async def test_a_further_login_that_is_refused_is_not_tried_in_a_loop_while_anot
         assert server.accepted == 4
 
 
+async def test_after_a_connection_was_had_more_are_opened_again() -> None:
+    def rest(_failure: ConnectFailed, _in_a_row: int) -> float:
+        return math.inf
+
+    async with SmtpServer() as server, pool_to(server, max_connections=5, rest_after=rest) as pool:
+        server.scripts[1] = Script(banner=Close("554 5.7.1 no"))
+        async with asyncio.timeout(20):
+            while server.accepted < 2:
+                await asyncio.gather(*(send(pool) for _ in range(5)))
+        server.drop()
+        async with asyncio.timeout(20):
+            while server.accepted < 5:
+                await asyncio.gather(*(send(pool) for _ in range(5)))
+
+
 async def test_after_a_failure_the_next_turn_tries_anew() -> None:
     async with SmtpServer() as server, pool_to(server) as pool:
         server.scripts[0] = Script(banner="554 5.3.2 not now")

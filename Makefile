@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check --no-input
 LOCK := $(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
 TESTS ?= tests
-WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1)# many tests wait for processes
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) + 1)# many tests wait for processes
 
 .PHONY: help setup run test coverage corpora interop fuzz model chaos bench bench-plot lint format openapi wheel lock clean
 .DEFAULT_GOAL := help
@@ -51,7 +51,7 @@ test: lint ## everything that must hold: lint, then all tests
 
 coverage: $(VENV)/.tools ## which branches the shorter tests take; COVERAGE=all TESTS=tests measures all of them, which takes long
 	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal --cov --cov-branch --cov-report=term:skip-covered \
-		$(if $(filter all,$(COVERAGE)),$(TESTS),tests/unit tests/integration tests/api)
+		$(if $(filter-out tests,$(TESTS))$(filter all,$(COVERAGE)),$(TESTS),-m 'not timed' tests/unit tests/integration tests/api)
 
 model: $(VENV)/.tools ## the relay against the model for a long time: EXAMPLES=500 STEPS=40
 	MODEL_EXAMPLES=$(or $(EXAMPLES),500) MODEL_STEPS=$(or $(STEPS),40) $(BIN)/pytest -q tests/acceptance/test_model.py

@@ -87,15 +87,21 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     return marked
 
 
+_Way = tuple[Any, Any]  # the way to the parent (None: it is the whole), and the member's name or number
+
+
 def _twice(value: Any) -> list[str] | None:
     """The way to a member that stands twice; None: there is none."""
-    open_ones: list[tuple[list[str], Any]] = [([], value)]
+    open_ones: list[tuple[_Way | None, Any]] = [(None, value)] if isinstance(value, (dict, list)) else []
     while open_ones:
-        place, value = open_ones.pop()
+        way, value = open_ones.pop()
         if isinstance(value, _Object):
-            return [*place, value.twice]
-        if isinstance(value, dict):
-            open_ones += [([*place, name], member) for name, member in value.items()]
-        elif isinstance(value, list):
-            open_ones += [([*place, str(number)], member) for number, member in enumerate(value)]
+            place = [value.twice]
+            while way is not None:
+                way, name = way
+                place.insert(0, str(name))
+            return place
+        members = value.items() if isinstance(value, dict) else enumerate(value)
+        # linked, not copied, and only what has members: a body may be deep and wide
+        open_ones += [((way, name), member) for name, member in members if isinstance(member, (dict, list))]
     return None

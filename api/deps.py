@@ -62,7 +62,7 @@ async def versions_of(
         if match is None:
             raise InvalidSettings([FieldError("header/If-Match", "wrong_form", 'is no list of ETags, as "3", "4"')])
         weak, quoted, bare = match.groups()
-        if weak is None:
+        if weak is None and quoted != "*":  # with quotes it is a tag like any other, and not ours
             versions.append(bare or quoted)
         position = match.end()
     return tuple(versions)

@@ -75,7 +75,7 @@ class Bodies:
         return timed
 
     def _over(self, deadline: bool) -> HTTPException:
-        close = {"Connection": "close"}  # the rest would be taken for the next request
+        close = {"Connection": "close"}  # nobody reads the rest
         if self._stopping:
             return HTTPException(503, "the service stops; the body was not whole. Send it again in a moment.", close)
         seconds = self._whole_seconds if deadline else self._idle_seconds
@@ -106,13 +106,13 @@ class RequestRules:
             await answer(scope, receive, _with_headers(send))
             return
         if scope["method"] in ("POST", "PUT", "PATCH"):
-            refused = _refused_kind(scope, path)
+            refused = _refused_kind(scope, path) if _has_body(scope) else None
             if refused is not None:
                 await refused(scope, receive, _with_headers(send))
                 return
             if path not in MAIL and _media_type(scope) in (b"", FORM):
                 scope = {**scope, "headers": [*_without_type(scope), (b"content-type", JSON)]}
-            receive = self._bodies.timed(receive)
+        receive = self._bodies.timed(receive)  # of GET too: a body that is refused is waited for as well
         if path not in STREAMED:
             receive = _capped(receive, limit, path)
         await self._app(scope, receive, _with_headers(send))
@@ -142,6 +142,10 @@ def _remedy(path: str) -> str:
 def _header(scope: Scope, wanted: bytes) -> bytes:
     """The first of this name; empty: there is none."""
     return next((bytes(value) for name, value in scope["headers"] if name == wanted), b"")
+
+
+def _has_body(scope: Scope) -> bool:
+    return _content_length(scope) not in (None, 0) or _header(scope, b"transfer-encoding") != b""
 
 
 def _content_length(scope: Scope) -> int | None:

@@ -8,6 +8,12 @@ is read on for a moment, since a close with octets unread would take the answer 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
+import socket
+import sys
+import termios
+from contextlib import suppress
 from typing import Any
 
 import httptools
@@ -21,6 +27,7 @@ from api.errors import HEADER_TOO_LARGE, MALFORMED_REQUEST, TOO_SLOW, URL_TOO_LO
 from api.middleware import WITH_EVERY_ANSWER
 
 MAX_URL_BYTES = 65_535  # what the parser of URLs takes
+_ACKED = slice(120, 128)  # tcpi_bytes_acked of struct tcp_info (linux/tcp.h)
 LINGER_SECONDS = 2.0  # for an answer to reach who is still sending
 
 
@@ -140,8 +147,12 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def unsent(self) -> int:
-        """Octets of answers that the client has not taken yet."""
-        return self.transport.get_write_buffer_size()
+        """As Guest has it. TLS tells nothing of what lies in the layers below it: there the kernel is asked."""
+        waiting = int(self.transport.get_write_buffer_size())
+        if self.transport.get_extra_info("sslcontext") is None:
+            return waiting
+        queued, taken = _sent(self.transport.get_extra_info("socket").fileno())
+        return taken + 1 if waiting or queued else 0
 
     # --- what is refused ---
 
@@ -161,10 +172,10 @@ class Connection(HttpToolsProtocol):
         self._refused = True
         cycle = self._unanswered()
         if cycle is not None:
-            if self.pipeline:
+            if self.pipeline and cycle.more_body:  # nothing will ever complete it
                 self.transport.close()
                 return
-            if cycle.response_started or not cycle.more_body:
+            if self.pipeline or cycle.response_started or not cycle.more_body:
                 cycle.keep_alive = False  # its answer is the last
                 return
             cycle.disconnected = True
@@ -188,6 +199,16 @@ class Connection(HttpToolsProtocol):
         """The last request whose header was whole, while its answer is not."""
         cycle: Any = self.cycle  # None before the first, whatever uvicorn's annotation says
         return None if cycle is None or cycle.response_complete else cycle
+
+
+def _sent(fd: int) -> tuple[int, int]:
+    """Octets that a TCP connection has in the kernel's queue, and of all those that the other side has taken."""
+    with suppress(OSError):  # it is gone
+        queued = int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        with socket.socket(fileno=os.dup(fd)) as connection:
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED.stop)
+        return queued, int.from_bytes(info[_ACKED], sys.byteorder)
+    return 0, 0
 
 
 def _cause(error: httptools.HttpParserError) -> str:

@@ -40,7 +40,7 @@ class Guest(Protocol):
         ...
 
     def unsent(self) -> int:
-        """Octets of answers that its client has not taken yet."""
+        """0: its client has taken all of its answers; else a number that changes as it takes more."""
         ...
 
 
@@ -58,7 +58,7 @@ class Guests:
     def __init__(self, *, most: int, header_seconds: float, answer_seconds: float) -> None:
         self.header_seconds = header_seconds
         self._most = most
-        self._answer_seconds = answer_seconds
+        self.answer_seconds = answer_seconds
         self._here: set[Guest] = set()
         self._waiting: dict[Guest, float] = {}  # the oldest first
         self._stalled: dict[Guest, tuple[float, int]] = {}  # since when no octet of how many was taken; likewise
@@ -122,7 +122,7 @@ class Guests:
         for guest, (since, unsent) in list(self._stalled.items()):
             if guest.unsent() != unsent:
                 self.stalls(guest)
-            elif now - since >= self._answer_seconds:
+            elif now - since >= self.answer_seconds:
                 guest.drop()
 
 
@@ -157,8 +157,8 @@ class Reception:
             self._loop.add_reader(self._listener, self._accept)
 
     def _sweep(self) -> None:
+        self._loop.call_later(SWEEP_SECONDS, self._sweep)  # first: no time limit may end with an error
         self._guests.sweep()
-        self._loop.call_later(SWEEP_SECONDS, self._sweep)
 
     def _accept(self) -> None:
         for _ in range(TAKEN_AT_ONCE):
@@ -197,6 +197,7 @@ class Reception:
                 connection,
                 ssl=self._tls,
                 ssl_handshake_timeout=self._guests.header_seconds if self._tls else None,
+                ssl_shutdown_timeout=self._guests.answer_seconds if self._tls else None,
             )
         except OSError as error:  # it hung up, or spoke no TLS
             log.debug("connection not taken", reason=str(error))

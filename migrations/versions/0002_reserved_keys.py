@@ -20,5 +20,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute("DELETE FROM idempotency WHERE NOT written")  # 0001 takes each row for a mail that is there
     with op.batch_alter_table("idempotency", schema=None) as batch_op:
         batch_op.drop_column("written")

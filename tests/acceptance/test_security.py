@@ -18,7 +18,9 @@ import os
 import re
 import socket
 import sqlite3
+import ssl
 import stat
+import time
 import tomllib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -962,15 +964,18 @@ def _make_inbox(of: Service, root: Path) -> None:
     wait_until(lambda: of.http.post("/messages?directory=in", content=SIMPLE).is_success, "the directory")
 
 
+def _certificate_in(folder: Path) -> dict[str, str]:
+    """Settings of a service that speaks TLS."""
+    issued = trustme.CA().issue_cert("127.0.0.1")
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    issued.cert_chain_pems[0].write_to_path(folder / "chain.pem")
+    return {"MPU_TLS_CERTIFICATE_FILE": f"{folder}/chain.pem", "MPU_TLS_KEY_FILE": f"{folder}/key.pem"}
+
+
 @pytest.mark.parametrize("tls", [False, True])
 def test_silent_connections_take_neither_the_files_of_mail_nor_the_place_of_others(tmp_path: Path, tls: bool) -> None:
     """Three hundred that say nothing, on a service that may have 240 files open: no more than sixty stay."""
-    files = {}
-    if tls:
-        issued = trustme.CA().issue_cert("127.0.0.1")
-        issued.private_key_pem.write_to_path(tmp_path / "key.pem")
-        issued.cert_chain_pems[0].write_to_path(tmp_path / "chain.pem")
-        files = {"MPU_TLS_CERTIFICATE_FILE": f"{tmp_path}/chain.pem", "MPU_TLS_KEY_FILE": f"{tmp_path}/key.pem"}
+    files = _certificate_in(tmp_path) if tls else {}
     with (
         service(tmp_path / "data", tmp_path, FEW_FILES, **files) as listening,
         contextlib.ExitStack() as held,
@@ -1040,6 +1045,25 @@ def test_an_answer_that_nobody_takes_is_cut_off(tmp_path: Path) -> None:
             wait_until(lambda: _sockets(listening) == before, "its end")
 
 
+def test_a_client_that_takes_its_answers_slowly_over_tls_gets_them_whole(tmp_path: Path) -> None:
+    """What lies below the TLS layer is not taken yet."""
+    count, limits = 40, {"MPU_ANSWER_TIMEOUT_SECONDS": "1", "MPU_REQUEST_HEADER_TIMEOUT_SECONDS": "1"}
+    with service(tmp_path / "data", tmp_path, **limits, **_certificate_in(tmp_path)) as listening:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with connected(listening) as plain, context.wrap_socket(plain) as slow:
+            last = b"GET /openapi.json HTTP/1.1\r\nHost: mpu\r\nConnection: close\r\n\r\n"
+            slow.sendall(last.replace(b"Connection: close\r\n", b"") * (count - 1) + last)
+            taken, until = bytearray(), time.monotonic() + 4
+            while time.monotonic() < until:
+                taken += slow.recv(16_384)
+                time.sleep(0.1)  # what a slow network does
+            while data := slow.recv(1 << 20):
+                taken += data
+        assert taken.count(b"HTTP/1.1 200") == count
+        assert taken.endswith(b"}")
+
+
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     root = tmp_path_factory.mktemp("bodies")
@@ -1054,7 +1078,10 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield running_service
 
 
-@pytest.mark.parametrize("call", ["POST /messages?directory=in", "POST /accounts", "PATCH /accounts/main"])
+@pytest.mark.parametrize(
+    "call",
+    ["POST /messages?directory=in", "POST /accounts", "PATCH /accounts/main", "GET /health/live", "DELETE /accounts/x"],
+)
 @pytest.mark.parametrize("sent", [b"", b"{"])
 def test_a_body_that_does_not_come_is_not_waited_for(impatient: Service, call: str, sent: bytes) -> None:
     """Neither by its client, which is told, nor by others: there is one thread for uploads here."""

@@ -123,6 +123,7 @@ async def test_if_match(admin: httpx.AsyncClient) -> None:
         admin.patch("/accounts/office", json={"max_connections": 4}, headers={"If-Match": stale}),
         admin.put("/accounts/office", json=BODY, headers={"If-Match": stale}),
         admin.delete("/accounts/office", headers={"If-Match": stale}),
+        admin.delete("/accounts/office", headers={"If-Match": '"*"'}),
         admin.put("/accounts/other", json=BODY, headers={"If-Match": "*"}),
         admin.patch("/accounts/office", json={"max_connections": 4}, headers={"If-Match": f"W/{fresh}"}),
         admin.patch("/accounts/office", json={"max_connections": 4}, headers={"If-Match": f"{stale}, W/{fresh}"}),

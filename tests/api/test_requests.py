@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from collections.abc import AsyncIterator
 
 import httpx
@@ -167,6 +168,18 @@ async def test_a_body_where_none_is_read_is_refused(
     assert (await admin.get("/accounts/office", headers={"Content-Length": "0"})).status_code == 200
     for nothing in (b"{}", b" {}\n"):
         assert (await admin.request("GET", "/accounts/office", content=nothing)).status_code == 200
+
+
+async def test_a_body_that_is_deep_and_wide_costs_what_it_weighs(admin: httpx.AsyncClient) -> None:
+    """The way to each member copied would be gigabytes."""
+    wide = "[" * 400 + "0," * 25_000 + '{"a": 1, "a": 2}' + "]" * 400
+    tracemalloc.start()
+    answer = await admin.post("/accounts", content=f'{{"name": {wide}}}', headers=JSON)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert list(pointers(answer).values()) == ["twice"]
+    assert next(iter(pointers(answer))).endswith("/0/25000/a")
+    assert peak < 10_000_000
 
 
 async def test_broken_json_says_where(admin: httpx.AsyncClient) -> None:

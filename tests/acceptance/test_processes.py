@@ -63,7 +63,7 @@ def _history(running: Service) -> Iterator[dict[str, Any]]:
 
 
 def test_three_services_and_two_commands_on_one_directory_send_each_mail_once(tmp_path: Path) -> None:
-    path, ledger, count = tmp_path / "spool" / "pickup", tmp_path / "ledger", 1000
+    path, ledger, count = tmp_path / "spool" / "pickup", tmp_path / "ledger", 700
     path.mkdir(parents=True)
     with (
         mail_server(ledger) as port,

@@ -1047,14 +1047,14 @@ def test_an_answer_that_nobody_takes_is_cut_off(tmp_path: Path) -> None:
 
 def test_a_client_that_takes_its_answers_slowly_over_tls_gets_them_whole(tmp_path: Path) -> None:
     """What lies below the TLS layer is not taken yet."""
-    count, limits = 40, {"MPU_ANSWER_TIMEOUT_SECONDS": "1", "MPU_REQUEST_HEADER_TIMEOUT_SECONDS": "1"}
+    count, limits = 30, {"MPU_ANSWER_TIMEOUT_SECONDS": "0.5", "MPU_REQUEST_HEADER_TIMEOUT_SECONDS": "0.5"}
     with service(tmp_path / "data", tmp_path, **limits, **_certificate_in(tmp_path)) as listening:
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with connected(listening) as plain, context.wrap_socket(plain) as slow:
             last = b"GET /openapi.json HTTP/1.1\r\nHost: mpu\r\nConnection: close\r\n\r\n"
             slow.sendall(last.replace(b"Connection: close\r\n", b"") * (count - 1) + last)
-            taken, until = bytearray(), time.monotonic() + 4
+            taken, until = bytearray(), time.monotonic() + 2.5
             while time.monotonic() < until:
                 taken += slow.recv(16_384)
                 time.sleep(0.1)  # what a slow network does

@@ -80,6 +80,8 @@ _COMMON = {
     422: "A field or parameter is wrong or unknown. Remedy: `errors` names each with pointer and code.",
     503: "The database can't be used now, or MPU starts or stops. Remedy: try again after `Retry-After` seconds.",
 }
+STALE = "It was changed since you saw it. Remedy: GET it again, then repeat."
+STALE_OR_THERE = f"{STALE} Or, with `If-None-Match: *`, it is there already. Remedy: leave that out to replace it."
 TOO_SLOWLY = "The body came too slowly. Remedy: send it again; `MPU_REQUEST_BODY_TIMEOUT_SECONDS` is what is waited."
 _BODY = {
     400: "The body is not UTF-8 or nested beyond measure. Remedy: send JSON.",

@@ -184,9 +184,8 @@ class Reception:
         task = self._loop.create_task(self._take(connection))
         self._arrivals[task] = arrival = _Arrival(task)
         self._guests.came(arrival)
-        if (
-            self._tls is not None
-        ):  # else it is here in a turn of the loop; and uvloop, cancelled, would tell no protocol
+        # without TLS it is here in a turn of the loop; and uvloop, cancelled, would tell no protocol
+        if self._tls is not None:
             self._guests.waits(arrival)
         task.add_done_callback(self._arrived)
 

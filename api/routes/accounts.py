@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Query, Request, Response
 
 from api.deps import By, Cursor, IfAbsent, IfMatch, Limit, NameIn, Relay, location
 from api.errors import Forbidden
-from api.openapi import ACCOUNTS, CREATED, ETAG, operation
+from api.openapi import ACCOUNTS, CREATED, ETAG, STALE, STALE_OR_THERE, operation
 from api.schemas import examples
 from api.schemas.accounts import (
     AccountCreate,
@@ -33,8 +33,6 @@ CheckFirst = Annotated[
     bool, Query(description="Try connection and login before saving; nothing is saved (422) where that fails.")
 ]
 _NOT_FOUND = "There is no such account. Remedy: GET /accounts lists them."
-_STALE = "It was changed since you saw it. Remedy: GET it again, then repeat."
-_STALE_OR_THERE = f"{_STALE} Or, with `If-None-Match: *`, it is there already. Remedy: leave that out to replace it."
 _STEPS = (
     "Name service, port, banner, TLS and certificate, extensions, login, NOOP, and whether it may send as its address, "
     "where that can be asked without sending; each step with its time and, where it fails, the probable cause and what "
@@ -122,7 +120,7 @@ async def get_account(relay: Relay, name: NameIn, response: Response) -> Account
         "ETag, no reconnect.",
         mail="What is in flight finishes with the old settings; a pause by MPU itself ends.",
         body=True,
-        errors={412: _STALE_OR_THERE, 422: _CHECKED},
+        errors={412: STALE_OR_THERE, 422: _CHECKED},
         answers={200: ETAG, 201: {**CREATED, "description": "Created", "model": AccountPublic}},
     ),
 )
@@ -163,7 +161,7 @@ async def put_account(
         text="Merge patch (RFC 7396): what is named changes, null puts the default back (the password: removes it).",
         mail="What is in flight finishes with the old settings; a pause by MPU itself ends.",
         body=True,
-        errors={404: _NOT_FOUND, 412: _STALE, 422: _CHECKED},
+        errors={404: _NOT_FOUND, 412: STALE, 422: _CHECKED},
         answers={200: ETAG},
     ),
 )
@@ -191,7 +189,7 @@ async def update_account(
         errors={
             404: _NOT_FOUND,
             409: "Directories or sender routes send through it (`used_by`). Remedy: give them another account first.",
-            412: _STALE,
+            412: STALE,
         },
     ),
 )

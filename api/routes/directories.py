@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Request, Response
 
 from api.deps import By, Cursor, IfAbsent, IfMatch, Limit, NameIn, Relay, location
-from api.openapi import CREATED, DIRECTORIES, ETAG, operation
+from api.openapi import CREATED, DIRECTORIES, ETAG, STALE, STALE_OR_THERE, operation
 from api.schemas import examples
 from api.schemas.accounts import CheckPublic
 from api.schemas.base import ListOut, page_out
@@ -20,8 +20,6 @@ from core.runtime.views import DirectoryView, Scope
 router = APIRouter(tags=[DIRECTORIES], route_class=GuardedRoute)
 
 _NOT_FOUND = "There is no such directory. Remedy: GET /directories lists them."
-_STALE = "It was changed since you saw it. Remedy: GET it again, then repeat."
-_STALE_OR_THERE = f"{_STALE} Or, with `If-None-Match: *`, it is there already. Remedy: leave that out to replace it."
 _WRONG = (
     "A field is wrong or unknown: a path outside MPU_PICKUP_ROOTS, missing, overlapping or without the rights that "
     "are needed (/path), an unknown account (/accounts/N), a schedule. Remedy: `errors` names each."
@@ -85,7 +83,7 @@ async def get_directory(relay: Relay, name: NameIn, response: Response) -> Direc
         text="What is omitted takes its default. Without a difference nothing happens: same ETag.",
         mail="Takes effect at once; what is in flight finishes with the old settings.",
         body=True,
-        errors={409: _TAKEN, 412: _STALE_OR_THERE, 422: _WRONG},
+        errors={409: _TAKEN, 412: STALE_OR_THERE, 422: _WRONG},
         answers={200: ETAG, 201: {**CREATED, "description": "Created", "model": DirectorySaved}},
     ),
 )
@@ -117,7 +115,7 @@ async def put_directory(
         text="Merge patch (RFC 7396): what is named changes, null puts the default back.",
         mail="Takes effect at once; what is in flight finishes with the old settings.",
         body=True,
-        errors={404: _NOT_FOUND, 409: _TAKEN, 412: _STALE, 422: _WRONG},
+        errors={404: _NOT_FOUND, 409: _TAKEN, 412: STALE, 422: _WRONG},
         answers={200: ETAG},
     ),
 )
@@ -141,7 +139,7 @@ async def update_directory(
         "Delete a directory",
         mail="Its files stay where they are, untouched; nothing is sent from it any more. The history keeps its name.",
         idempotent="Not idempotent: a second time it answers 404.",
-        errors={404: _NOT_FOUND, 412: _STALE},
+        errors={404: _NOT_FOUND, 412: STALE},
     ),
 )
 async def delete_directory(relay: Relay, actor: By, name: NameIn, if_match: IfMatch) -> None:

@@ -12,12 +12,13 @@ from typing import Annotated, Any, ClassVar, Generic, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from core.domain.address import quoted_end
+from core.domain.message import NAME
 from core.runtime.views import Page
 
 T = TypeVar("T")
 V = TypeVar("V")
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+NAME_PATTERN = f"^{NAME}$"
 MAX_TIME = 253_402_300_799.0  # end of the year 9999
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)")
 _DIGITS = re.compile(r"[1-9][0-9]{0,18}")

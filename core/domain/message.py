@@ -15,7 +15,8 @@ from enum import StrEnum
 
 from core.errors import NotFound
 
-_ID = re.compile(r"([a-z0-9][a-z0-9-]{0,62})\.([A-Za-z0-9_-]{1,344})\.([0-9a-f]{8})")
+NAME = "[a-z0-9][a-z0-9-]{0,62}"  # of a directory or an account
+_ID = re.compile(rf"({NAME})\.([A-Za-z0-9_-]{{1,344}})\.([0-9a-f]{{8}})")
 
 
 class State(StrEnum):

@@ -43,7 +43,7 @@ _IN_THE_WAY = {
     PAUSED: "is paused",
     QUOTA: "has spent its quota",
 }
-_PLACES = {
+_GROUNDS = {
     Ground.SENDER_ROUTE: "a sender route names {}",
     Ground.ORDER: "in the directory's order",
     Ground.TURN: "shares the mail by weight {}",
@@ -133,7 +133,7 @@ class Explainer:
 def _choices(standings: Sequence[Standing], sender: str, account: Callable[[str], Account]) -> Iterator[AccountChoice]:
     chosen: str | None = None
     for standing in standings:
-        place = _PLACES[standing.ground].format(standing.detail)
+        place = _GROUNDS[standing.ground].format(standing.detail)
         if standing.ground is Ground.TURN and standing.detail == "0":
             place = "has weight 0: only if no other may"
         if standing.refusal is not None:

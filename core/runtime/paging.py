@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from core.domain import cursor as cursors
+from core.domain.message import NAME
 from core.runtime.views import Page
 
 T = TypeVar("T")
-_NAME = re.compile(rb"[a-z0-9][a-z0-9-]{0,62}")
+_NAME = re.compile(NAME.encode())
 
 
 def page_of(rows: Sequence[T], name_of: Callable[[T], str], limit: int, cursor: str | None) -> Page[T]:

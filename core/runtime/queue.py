@@ -23,7 +23,7 @@ from core.domain.blame import QUOTA_CODES
 from core.domain.circuit import Pause
 from core.domain.clock import Clock
 from core.domain.envelope import Envelope
-from core.domain.message import State, parse_message_id
+from core.domain.message import NAME, State, parse_message_id
 from core.domain.routing import QUOTA, Refusal
 from core.errors import (
     DirectoryUnavailable,
@@ -51,7 +51,7 @@ from core.store import entry as ledger
 from core.store.store import Store
 
 CHUNK_BYTES = 1 << 18
-_CURSOR = re.compile(rb"([a-z0-9][a-z0-9-]{0,62})\0([0-9a-f]{8})\0([^/\0]{1,255})")
+_CURSOR = re.compile(rf"({NAME})\0([0-9a-f]{{8}})\0([^/\0]{{1,255}})".encode())
 log = structlog.get_logger()
 
 COUNTS_STAT_LIMIT = 10_000  # messages up to which sizes and ages are looked at
